@@ -1,0 +1,342 @@
+"""The configuration of a run: one strict section per stage, YAML in, JSON schema out.
+
+    adamllm config --schema            the whole schema
+    adamllm run CONFIG --set training.learning_rate=1e-5 --set data.path=/data/chips
+
+Unknown keys, wrong types and impossible values are all reported at once, each with the nearest known key or the
+limit that was broken, before Ray starts. Configuration is data: YAML tags and Python paths are refused by the
+safe loader. No torch, ray or vllm is imported here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adamllm_ray.errors import ConfigError
+
+MAX_CONFIG_BYTES = 1 << 20
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys refused, immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunSection(Section):
+    """Where the run lives and what makes it repeatable."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name shown in reports.")
+    output: str = Field(description="Run folder: a local path or s3://bucket/prefix.")
+    seed: int = Field(default=0, ge=0, description="Every random draw is keyed on (seed, purpose, record id).")
+
+
+class ImageLimits(Section):
+    """Checked on the header, before any pixel is decoded."""
+
+    max_bytes: Count = 20 << 20
+    max_pixels: Count = 40_000_000
+    min_side: Count = Field(default=16, description="Pixels.")
+    max_aspect: Positive = 50.0
+
+
+class Columns(Section):
+    """Column names of a Parquet source."""
+
+    image: str = Field(default="image", description="Encoded bytes, or a {bytes, path} struct, or a path or URI.")
+    caption: str = "caption"
+    key: str | None = Field(default=None, description="A column that names the row; row number if absent.")
+
+
+class DataSection(Section):
+    """The image-caption pairs."""
+
+    format: Literal["sharegpt", "parquet", "pocket"] = "sharegpt"
+    path: str = Field(
+        default="",
+        description="sharegpt: a .json or .jsonl file, or a folder that holds exactly one. parquet: a file or a "
+        "folder. pocket: leave empty.",
+    )
+    image_folder: str | None = Field(default=None, description="Where image paths start; the data file's folder if absent.")
+    columns: Columns = Columns()
+    images: ImageLimits = ImageLimits()
+    max_caption_chars: Count = 20_000
+    limit: Count | None = Field(default=None, description="Read only this many pairs.")
+    rows_per_shard: Count = Field(default=1024, description="Upper bound; shards are also cut at 256 MiB.")
+    max_failed_share: Share = Field(default=0.05, description="Stop when more than this share of the rows fails.")
+
+
+class ModelsSection(Section):
+    """Model folders in Hugging Face layout (safetensors). 'pocket:NAME' is a model that ships with the package."""
+
+    base: str = Field(default="pocket:base", description="The VLM that post-training starts from.")
+    synthesizer: str = Field(default="pocket:synthesizer", description="The VLM that writes tasks.")
+    judge: str = Field(default="pocket:judge", description="The language model that compares the two answers.")
+
+
+class EngineSection(Section):
+    """One pool of vLLM replicas. The same fields serve a 1 M-parameter model on a laptop and an 8 B one on GPUs."""
+
+    replicas: Count = 1
+    gpus_per_replica: int = Field(default=0, ge=0, description="Tensor parallel size; 0 = vLLM's CPU build.")
+    cpus_per_replica: Positive = 1.0
+    max_model_len: Count = 4096
+    max_num_seqs: Count = Field(default=64, description="Rows decoded at the same time by one replica.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    gpu_memory_utilization: Share = 0.9
+    kv_cache_gib: Positive = Field(default=1.0, description="Only used on CPU.")
+    enforce_eager: bool = False
+    extra: dict[str, Any] = Field(default_factory=dict, description="More vllm.AsyncEngineArgs, passed as they are.")
+
+
+class SynthesisSection(Section):
+    """Task synthesis by the synthesizer VLM (paper section 3.1)."""
+
+    engine: EngineSection = EngineSection()
+    max_new_tokens: Count = 512
+    temperature: Weight = Field(default=0.0, description="0 = greedy, the paper's setting.")
+    rows_per_block: Count = Field(default=64, description="Unit of resume: a kill costs at most the blocks in flight.")
+    batch_size: Count = Field(default=32, description="Rows handed to a replica at once.")
+    max_failed_share: Share = 0.05
+
+
+class JudgeSection(Section):
+    """Consistency filter (paper section 3.1.2)."""
+
+    engine: EngineSection = EngineSection()
+    threshold: Share = Field(default=0.5, description="Keep a task when P(Yes) is at least this, among Yes / No / Open.")
+    batch_size: Count = 64
+
+
+class ReplaySource(Section):
+    """A dataset outside the run that is mixed in, in the ShareGPT layout."""
+
+    name: str
+    path: str
+    image_folder: str | None = None
+    weight: Weight = Field(description="Examples of this source per domain example.")
+
+
+class MixtureSection(Section):
+    """What the model is trained on: one example per record, drawn by hash of (seed, epoch, id).
+
+    A record with a kept task becomes `both` (caption and task as one conversation, the paper's single stage),
+    `caption` or `task`, with probabilities proportional to these weights. A record without one is caption only.
+    """
+
+    both: Weight = 1.0
+    caption: Weight = 0.0
+    task: Weight = 0.0
+    untasked: Share = Field(default=1.0, description="Share of the records without a kept task that train as caption only.")
+    replay: list[ReplaySource] = Field(default_factory=list)
+    tolerance: Share = Field(default=0.05, description="Allowed distance between requested and realised shares.")
+
+    @model_validator(mode="after")
+    def _something(self) -> MixtureSection:
+        if self.both + self.caption + self.task <= 0:
+            raise ValueError("mixture: at least one of both, caption, task must be above 0")
+        return self
+
+
+class LoraSection(Section):
+    """Low-rank adapters instead of full fine-tuning (merged at export)."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Share = 0.0
+    targets: list[str] = Field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+
+
+class PartSection(Section):
+    """One part of the model (language model, projector, vision tower)."""
+
+    train: bool = True
+    learning_rate: Positive | None = Field(default=None, description="The section's learning_rate if absent.")
+    weight_decay: Weight | None = None
+
+
+class TrainingSection(Section):
+    """Post-training with DeepSpeed under Ray Train (paper section 3.2, table 10)."""
+
+    workers: Count = 1
+    gpus_per_worker: int = Field(default=0, ge=0)
+    cpus_per_worker: Positive = 1.0
+    epochs: Count = 1
+    max_steps: Count | None = Field(default=None, description="Stop after this many optimizer steps.")
+    global_batch: Count = Field(default=128, description="Examples per optimizer step, over all workers.")
+    micro_batch: Count = Field(default=4, description="Examples per worker and forward pass.")
+    max_length: Count = Field(default=6144, description="Tokens, image tokens included; longer examples get a verdict.")
+    learning_rate: Positive = 2e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_share: Share = 0.03
+    min_lr_share: Share = 0.0
+    weight_decay: Weight = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_norm: Positive = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    deepspeed: dict[str, Any] = Field(default_factory=dict, description="More DeepSpeed keys (offload, ...), merged last.")
+    language_model: PartSection = PartSection()
+    projector: PartSection = PartSection()
+    vision_tower: PartSection = PartSection()
+    lora: LoraSection | None = None
+    checkpoint_every: Count = Field(default=100, description="Optimizer steps.")
+    keep_checkpoints: int = Field(default=2, ge=2, description="At least 2: the newest may be half written.")
+    max_failures: int = Field(default=3, ge=0, description="Worker-group restarts before the run gives up.")
+
+    @model_validator(mode="after")
+    def _batches(self) -> TrainingSection:
+        if self.global_batch % (self.micro_batch * self.workers):
+            raise ValueError(
+                f"training: global_batch ({self.global_batch}) must be a multiple of micro_batch x workers "
+                f"({self.micro_batch} x {self.workers})"
+            )
+        return self
+
+
+class EvaluationSection(Section):
+    """Scoring of base and adapted model on the same questions, in vLLM."""
+
+    engine: EngineSection = EngineSection()
+    task: str = Field(
+        default="",
+        description="A Parquet or JSONL file with columns image, question, answer, type; 'pocket' for the satellite "
+        "test set; empty to skip evaluation.",
+    )
+    limit: Count | None = None
+    max_new_tokens: Count = 64
+    bootstrap_samples: Count = 2000
+
+
+class RunConfig(Section):
+    """A whole run. Sections that are absent take their defaults."""
+
+    run: RunSection
+    data: DataSection = DataSection()
+    models: ModelsSection = ModelsSection()
+    synthesis: SynthesisSection = SynthesisSection()
+    judge: JudgeSection = JudgeSection()
+    mixture: MixtureSection = MixtureSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a YAML file, apply ``key.sub=value`` overrides (values are YAML), validate.
+
+    Raises:
+        ConfigError: naming every wrong key at once, with the fix.
+    """
+    file = Path(path)
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ConfigError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes; this is not a run configuration")
+        tree = _parse_yaml(file.read_text("utf-8"), str(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {file}: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: expected sections such as 'run:' and 'data:', found {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(tree)
+
+
+def parse_config(tree: dict[str, Any]) -> RunConfig:
+    """Validate a nested dictionary as a RunConfig. Raises ConfigError listing all problems."""
+    try:
+        return RunConfig.model_validate_json(json.dumps(tree))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            raise ConfigError(_explain(error)) from None
+        raise ConfigError(f"the configuration holds a value that is not plain data: {error}") from error
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON schema of RunConfig."""
+    return RunConfig.model_json_schema()
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every default written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5)."""
+
+
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    __import__("re").compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is not valid YAML: {error}") from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set wants key=value, got {override!r}; for example --set training.epochs=2")
+    *parents, leaf = key.strip().split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: '{parent}' is a value, not a section")
+        node = child
+    node[leaf] = _parse_yaml(value, f"--set {key}")
+
+
+def _explain(error: ValidationError) -> str:
+    lines = ["the configuration is wrong:"]
+    for problem in error.errors():
+        location = problem["loc"]
+        key = ".".join(map(str, location))
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key{_nearest(location)}")
+        elif problem["type"] == "missing":
+            lines.append(f"  {key}: is required")
+        else:
+            shown = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
+            lines.append(f"  {key or 'run'}: {problem['msg'].removeprefix('Value error, ')}{shown}")
+    return "\n".join(lines)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """'; did you mean X?' from the fields of the section where the unknown key stands."""
+    section: type[BaseModel] = RunConfig
+    for name in location[:-1]:
+        field = section.model_fields.get(str(name)) if isinstance(name, str) else None
+        if field is not None:
+            section = next(
+                (kind for kind in (field.annotation, *_inner(field.annotation)) if _is_section(kind)), section
+            )
+    known = list(section.model_fields)
+    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
+
+
+def _inner(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -1,0 +1,77 @@
+"""The one row type: an image-caption pair that gains columns and loses no rows.
+
+``RECORD_SCHEMA`` is what ingest writes; ``SYNTHESIZED_SCHEMA`` is the same plus the columns that synthesis adds.
+Image bytes stay encoded exactly as they came (JPEG, PNG, ...), so that no later stage goes back to the source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import pyarrow as pa
+
+RECORD_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # 32 hex characters, see record_id
+        pa.field("source", pa.string(), nullable=False),  # which file or table the row came from
+        pa.field("key", pa.string(), nullable=False),  # the row's name inside the source
+        pa.field("image", pa.binary()),  # encoded bytes; null when the image is missing
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("caption_instruction", pa.string()),  # the source's own request for a caption, if it has one
+        pa.field("meta", pa.string()),  # JSON object with whatever else the source knew
+        pa.field("verdict", pa.string(), nullable=False),
+        pa.field("verdict_detail", pa.string()),
+    ]
+)
+
+SYNTHESIS_FIELDS = [
+    pa.field("response_ids", pa.list_(pa.int32())),  # token ids as the synthesizer wrote them
+    pa.field("response", pa.string()),  # the same, decoded with special tokens kept
+    pa.field("finish_reason", pa.string()),  # "stop" | "length"
+    pa.field("instruction", pa.string()),
+    pa.field("informative", pa.string()),
+    pa.field("precise", pa.string()),
+    pa.field("judge_yes", pa.float32()),  # probabilities over the three labels, summing to 1
+    pa.field("judge_no", pa.float32()),
+    pa.field("judge_open", pa.float32()),
+    pa.field("task_verdict", pa.string()),
+    pa.field("task_detail", pa.string()),
+]
+
+SYNTHESIZED_SCHEMA = pa.schema([*RECORD_SCHEMA, *SYNTHESIS_FIELDS])
+
+
+def record_id(image: bytes | None, caption: str, source_key: str) -> str:
+    """Content id of a pair: 32 hex characters (128 bits) of BLAKE2b over image bytes, caption and source key.
+
+    The key is part of it so that exact duplicates stay two rows with two ids (Ray's ledger needs unique ids);
+    each part is preceded by its length so that no two different triples concatenate to the same bytes.
+    """
+    return _digest(image or b"", _utf8(caption), _utf8(source_key))
+
+
+def content_key(image: bytes | None, caption: str) -> str:
+    """Identity of the content alone: equal for exact duplicates (same bytes and caption)."""
+    return _digest(image or b"", _utf8(caption))
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # lone surrogates occur in scraped captions
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def uniform(seed: int, purpose: str, *keys: object) -> float:
+    """A number in [0, 1) that depends only on (seed, purpose, keys): the source of every random draw per row.
+
+    Keyed on ids, never on position, shard or arrival order (design rule 3), so a result does not depend on how
+    many workers made it or on which rows failed.
+    """
+    text = "\x1f".join([str(seed), purpose, *map(str, keys)])
+    return int.from_bytes(hashlib.blake2b(_utf8(text), digest_size=8).digest(), "little") / 2**64

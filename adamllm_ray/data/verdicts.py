@@ -1,0 +1,75 @@
+"""Why a row is where it is: one closed list of verdicts.
+
+A row is never dropped. It carries two verdicts: ``verdict`` is about the pair itself and is written by ingest;
+``task_verdict`` is about the synthesized task and is written by synthesis. Each verdict falls into one of three
+outcomes, and for every stage ``kept + rejected + failed == rows in`` (design rule 1):
+
+* kept      the stage's product is there: a usable pair (ingest), a judged task (synthesis)
+* rejected  the row is sound but the product is not: the caption still trains
+* failed    the row cannot be used at all
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+Outcome = Literal["kept", "rejected", "failed"]
+
+
+class Verdict(StrEnum):
+    """A machine-readable reason. Values are stored in Parquet: add to the list, never rename."""
+
+    # ingest: the pair
+    OK = "ok"
+    DUPLICATE = "duplicate"  # same bytes and caption as an earlier row; marked, and not synthesized again
+    ROW_UNREADABLE = "row_unreadable"  # malformed JSON line, record without the expected fields
+    IMAGE_MISSING = "image_missing"
+    IMAGE_EMPTY = "image_empty"
+    IMAGE_UNRECOGNISED = "image_unrecognised"
+    IMAGE_TRUNCATED = "image_truncated"
+    IMAGE_TOO_MANY_BYTES = "image_too_many_bytes"
+    IMAGE_TOO_MANY_PIXELS = "image_too_many_pixels"
+    IMAGE_TOO_SMALL = "image_too_small"
+    IMAGE_EXTREME_ASPECT = "image_extreme_aspect"
+    CAPTION_EMPTY = "caption_empty"
+    CAPTION_TOO_LONG = "caption_too_long"
+    # synthesis: the task
+    KEPT = "kept"
+    NOT_SYNTHESIZED = "not_synthesized"  # the pair itself failed or is a duplicate, so no model was asked
+    PROMPT_TOO_LONG = "prompt_too_long"
+    RESPONSE_EMPTY = "response_empty"
+    RESPONSE_TRUNCATED = "response_truncated"
+    RESPONSE_UNPARSABLE = "response_unparsable"  # no question appears under both hints
+    JUDGED_INCONSISTENT = "judged_inconsistent"  # judge says No
+    JUDGED_OPEN = "judged_open"  # judge says the question has no single answer
+    ENGINE_ERROR = "engine_error"  # the engine refused this row; detail has its words
+
+    @property
+    def outcome(self) -> Outcome:
+        """kept, rejected or failed; see the module docstring."""
+        if self in _KEPT:
+            return "kept"
+        return "rejected" if self in _REJECTED else "failed"
+
+
+_KEPT = frozenset({Verdict.OK, Verdict.KEPT})
+_REJECTED = frozenset(
+    {
+        Verdict.DUPLICATE,
+        Verdict.RESPONSE_EMPTY,
+        Verdict.RESPONSE_TRUNCATED,
+        Verdict.RESPONSE_UNPARSABLE,
+        Verdict.JUDGED_INCONSISTENT,
+        Verdict.JUDGED_OPEN,
+        Verdict.PROMPT_TOO_LONG,
+    }
+)
+
+
+def count_outcomes(verdicts: dict[str, int]) -> dict[Outcome, int]:
+    """Fold counts per verdict into counts per outcome."""
+    totals: dict[Outcome, int] = {"kept": 0, "rejected": 0, "failed": 0}
+    for name, count in verdicts.items():
+        totals[Verdict(name).outcome] += count
+    return totals

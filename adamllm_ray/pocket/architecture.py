@@ -1,0 +1,154 @@
+"""The pocket models: LLaVA-NeXT and Llama architectures at about 1-4 M parameters, with their own tokenizer.
+
+The tokenizer has Llama-3-style header and end-of-turn tokens, so prompts, masks and the triplet parser take the
+same path as for an 8 B model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE_SIDE = 60  # pixels: one Blue Marble chip at its native size (about 7.4 km per pixel at the equator)
+
+SPECIAL_TOKENS = [
+    "<|pad|>",
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<image>",
+]
+PAD, BOS, EOS, _, _, EOT, IMAGE = range(len(SPECIAL_TOKENS))
+
+CHAT_TEMPLATE = (
+    "{{ '<|begin_of_text|>' }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\n\n' }}"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+    "{% if c.type == 'image' %}{{ '<image>\n' }}{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
+    "{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Widths and depths of a pocket model. Heads are 32 wide in both the language model and the vision tower."""
+
+    hidden: int = 160
+    layers: int = 4
+    mlp: int = 448
+    vision_hidden: int = 96
+    vision_layers: int = 4
+    patch: int = 12  # pixels; 60 / 12 = 5 patches a side: 25 tokens for the base view, 30 for the tile
+
+
+def build_tokenizer(texts: Iterable[str], vocab_size: int = 1200) -> Any:
+    """Byte-level BPE trained on ``texts``; any text round-trips through it. Deterministic."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token=SPECIAL_TOKENS[BOS],
+        eos_token=SPECIAL_TOKENS[EOS],
+        pad_token=SPECIAL_TOKENS[PAD],
+        extra_special_tokens={"image_token": SPECIAL_TOKENS[IMAGE]},
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_processor(tokenizer: Any, size: Size = Size()) -> Any:
+    """LLaVA-NeXT processor: 60 x 60 px, one tile, so an image is 25 + 30 tokens at the default patch size."""
+    from transformers import LlavaNextProcessor
+    from transformers.models.llava_next import LlavaNextImageProcessorPil
+
+    side = {"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIDE}, crop_size=side, image_grid_pinpoints=[[IMAGE_SIDE, IMAGE_SIDE]]
+    )
+    return LlavaNextProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=size.patch,
+        vision_feature_select_strategy="default",
+        image_token=SPECIAL_TOKENS[IMAGE],
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _llama_config(vocab_size: int, size: Size) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.hidden // 32,
+        num_key_value_heads=size.hidden // 32,
+        head_dim=32,
+        max_position_embeddings=1024,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+
+
+def build_vlm(vocab_size: int, size: Size = Size(), seed: int = 0) -> Any:
+    """A LLaVA-NeXT with random fp32 weights."""
+    import torch
+    from transformers import CLIPVisionConfig, LlavaNextConfig, LlavaNextForConditionalGeneration
+
+    torch.manual_seed(seed)
+    vision = CLIPVisionConfig(
+        hidden_size=size.vision_hidden,
+        intermediate_size=2 * size.vision_hidden,
+        num_hidden_layers=size.vision_layers,
+        num_attention_heads=size.vision_hidden // 32,
+        image_size=IMAGE_SIDE,
+        patch_size=size.patch,
+        projection_dim=size.vision_hidden,
+    )
+    config = LlavaNextConfig(
+        vision_config=vision,
+        text_config=_llama_config(vocab_size, size),
+        image_token_index=IMAGE,
+        image_grid_pinpoints=[[IMAGE_SIDE, IMAGE_SIDE]],
+        vision_feature_layer=-2,
+        tie_word_embeddings=False,
+    )
+    model = LlavaNextForConditionalGeneration(config).float()
+    _set_generation(model)
+    return model
+
+
+def build_judge(vocab_size: int, size: Size = Size(), seed: int = 0) -> Any:
+    """A text-only Llama with random fp32 weights."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(_llama_config(vocab_size, size)).float()
+    _set_generation(model)
+    return model
+
+
+def _set_generation(model: Any) -> None:
+    generation = model.generation_config
+    generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = BOS, [EOS], PAD

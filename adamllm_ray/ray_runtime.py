@@ -1,0 +1,60 @@
+"""One place that connects to Ray, and the environment that worker processes need.
+
+A job submitted to a cluster finds its address in RAY_ADDRESS; everything else starts a private local Ray that ends
+with the process and never touches another Ray on the machine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WORKER_ENV = {
+    "HF_HUB_OFFLINE": "1",  # nothing is fetched at run time: models are folders we were given
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
+
+
+def prepare_environment() -> None:
+    """Set what must be in the environment before ray, torch or vllm are imported. Set values win."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # ours are shown instead
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "adamllm_ray" / "torch_extensions"))
+    for key, value in WORKER_ENV.items():
+        os.environ.setdefault(key, value)
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to RAY_ADDRESS, or start a local Ray for the length of the block. Reuses a connection that exists."""
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    passed_on = [*WORKER_ENV, "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
+    env = {key: os.environ[key] for key in passed_on if key in os.environ}
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, runtime_env={"env_vars": env})
+    else:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
+            logging_level="warning",
+            log_to_driver=bool(os.environ.get("ADAMLLM_WORKER_LOGS")),
+            runtime_env={"env_vars": env},
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,39 @@
+"""Shared fixtures: tiny random models, a private Ray. Expensive things are made once per session."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY_TEXTS = [
+    "Describe the image. Answer with a precise response. Answer with an informative response.",
+    "a red circle left of a blue square. Question: what is shown? Answer: a circle. Consistent: Yes No Open",
+    "user assistant \n\n 0 1 2 3 4 5 6 7 8 9",
+] * 20
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a LLaVA-NeXT with random weights (0.3 M parameters): right in form, meaningless in content."""
+    from adamllm_ray.models.checkpoint import export_model
+    from adamllm_ray.pocket.architecture import Size, build_processor, build_tokenizer, build_vlm
+
+    size = Size(hidden=64, layers=2, mlp=128, vision_hidden=64, vision_layers=3)
+    tokenizer = build_tokenizer(TINY_TEXTS, 600)
+    folder = tmp_path_factory.mktemp("tiny") / "vlm"
+    return export_model(build_vlm(len(tokenizer), size), build_processor(tokenizer, size), folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a text-only Llama with random weights and the same tokenizer."""
+    from adamllm_ray.models.checkpoint import export_model
+    from adamllm_ray.pocket.architecture import Size, build_judge, build_tokenizer
+
+    tokenizer = build_tokenizer(TINY_TEXTS, 600)
+    folder = tmp_path_factory.mktemp("tiny") / "judge"
+    return export_model(build_judge(len(tokenizer), Size(hidden=64, layers=2, mlp=128)), tokenizer, folder)
