@@ -116,6 +116,7 @@ class JudgeSection(Section):
 
     engine: EngineSection = EngineSection()
     threshold: Share = Field(default=0.5, description="Keep a task when P(Yes) is at least this, among Yes / No / Open.")
+    few_shot: bool = Field(default=True, description="Put six worked examples before each question; off for a judge tuned for it.")
     batch_size: Count = 64
 
 
