@@ -13,7 +13,8 @@
     ├── TooManyFailures              exit 75: the failed share passed its ceiling
     ├── MixtureDriftError            exit 1: realised shares left the tolerance around the requested ones
     ├── TrainingError                exit 75: training ended without a finished model
-    └── ImageRefused                 carries a Verdict; turned into a column, never leaves a row function
+    ├── ImageRefused                 carries a Verdict; turned into a column, never leaves a row function
+    └── ExampleRefused               the same for a training example: nothing to learn from it, or too long
 
 Programming mistakes stay ``assert`` or plain Python exceptions. Checks that guard safety are ``if ...: raise``,
 because ``python -O`` removes asserts.
@@ -100,6 +101,15 @@ class TrainingError(AdamLLMError):
 
 class ImageRefused(AdamLLMError):
     """An image did not pass the limits; ``verdict`` says which one."""
+
+    def __init__(self, verdict: Verdict, detail: str = "") -> None:
+        self.verdict = verdict
+        self.detail = detail
+        super().__init__(f"{verdict}: {detail}" if detail else str(verdict))
+
+
+class ExampleRefused(AdamLLMError):
+    """A record gives no usable training example; ``verdict`` says why. Counted by the collator, never ignored."""
 
     def __init__(self, verdict: Verdict, detail: str = "") -> None:
         self.verdict = verdict

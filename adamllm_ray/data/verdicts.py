@@ -44,6 +44,10 @@ class Verdict(StrEnum):
     JUDGED_INCONSISTENT = "judged_inconsistent"  # judge says No
     JUDGED_OPEN = "judged_open"  # judge says the question has no single answer
     ENGINE_ERROR = "engine_error"  # the engine refused this row; detail has its words
+    # training: the example made of the record
+    EXAMPLE_TOO_LONG = "example_too_long"  # more tokens than training.max_length, image tokens included
+    NOTHING_TO_LEARN = "nothing_to_learn"  # no token of the example would carry loss
+    NOT_DRAWN = "not_drawn"  # the mixture left it out in every epoch (mixture.untasked below 1)
 
     @property
     def outcome(self) -> Outcome:
@@ -63,6 +67,9 @@ _REJECTED = frozenset(
         Verdict.JUDGED_INCONSISTENT,
         Verdict.JUDGED_OPEN,
         Verdict.PROMPT_TOO_LONG,
+        Verdict.EXAMPLE_TOO_LONG,
+        Verdict.NOTHING_TO_LEARN,
+        Verdict.NOT_DRAWN,
     }
 )
 

@@ -1,0 +1,193 @@
+"""Examples become tensors: image tokens expanded, padded to the right, one dictionary a model's forward accepts.
+
+An image is one placeholder token in an `Example`. Here it is replaced by the ids that the model's own processor
+writes for an image of that size (LLaVA-NeXT: tiles and newlines; Qwen2-VL: the patch grid), so nothing about a
+family is known here. Text-only examples and examples with an image may share a batch.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ExampleRefused, ModelError
+from adamllm_ray.training.conversations import IGNORE, Example
+
+PAD_MULTIPLE = 8  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch.
+
+    Attributes:
+        inputs: keyword arguments of the model's forward, CPU tensors: input_ids, attention_mask and labels
+            [batch, tokens], and the processor's own image tensors where there are images.
+        weight: how much the batch counts in the mean over a global batch: the number of labels that carry loss.
+        ids: ids of the examples in it.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    weight: float
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    """What the processor makes of one image: token ids to put in place of the placeholder, and its tensors."""
+
+    ids: list[int]
+    tensors: dict[str, torch.Tensor]
+
+
+class Collator:
+    """Examples -> Batch. Holds the processor and what it has learnt about image sizes.
+
+    Args:
+        processor: a VLM processor, or a bare tokenizer for a text-only model.
+        max_length: tokens, image tokens included; a longer example is left out and noted in ``refused``.
+        cache_bytes: image tensors kept from one epoch to the next; 0 to keep none.
+        always_image: give a batch without any image a blank one without loss, so that every rank of a group uses
+            the same parameters in every step (without it the gradient reduction of ZeRO can hang).
+
+    Attributes:
+        refused: id -> verdict of examples that were left out.
+    """
+
+    def __init__(
+        self, processor: Any, max_length: int, *, cache_bytes: int = 256 << 20, always_image: bool = False
+    ) -> None:
+        self.processor = processor
+        self.tokenizer: Any = getattr(processor, "tokenizer", processor)
+        self.image_processor: Any = getattr(processor, "image_processor", None)
+        self.max_length = max_length
+        self.always_image = always_image
+        self.refused: dict[str, Verdict] = {}
+        pad = self.tokenizer.pad_token_id
+        self.pad_id: int = self.tokenizer.eos_token_id if pad is None else pad
+        self.image_token: str | None = getattr(processor, "image_token", None) or getattr(
+            self.tokenizer, "image_token", None
+        )
+        self.image_id: int | None = (
+            self.tokenizer.convert_tokens_to_ids(self.image_token)
+            if self.image_token and self.image_processor
+            else None
+        )
+        self._expansions: dict[tuple[int, int], list[int]] = {}
+        self._kept: dict[bytes, _Image] = {}  # first come, first kept: an epoch visits all, so LRU would never hit
+        self._room = cache_bytes
+
+    def __call__(self, examples: Sequence[Example], *, weighted: bool = True) -> Batch:
+        """Tensors of a micro-batch. ``weighted=False`` makes one that counts for nothing (filler of a last batch)."""
+        rows: list[tuple[list[int], list[int]]] = []
+        images: list[_Image] = []
+        used: list[str] = []
+        for example in examples:
+            try:
+                ids, labels, image = self.expand(example)
+            except ExampleRefused as refusal:
+                self.refused[example.id] = refusal.verdict
+                continue
+            rows.append((ids, labels))
+            used.append(example.id)
+            if image is not None:
+                images.append(image)
+        if not rows or (self.always_image and self.image_id is not None and not images):
+            blank = self._blank()
+            rows.append((blank.ids or [self.pad_id] * 2, [IGNORE] * (len(blank.ids) or 2)))
+            images += [blank] if blank.ids else []
+        inputs = self._pad(rows) | _stack([image.tensors for image in images])
+        labels_count = int((inputs["labels"] != IGNORE).sum())
+        return Batch(inputs, float(labels_count) if weighted else 0.0, used if weighted else [])
+
+    def expand(self, example: Example) -> tuple[list[int], list[int], _Image | None]:
+        """Ids and labels with the image's tokens in place of its placeholder, and the image.
+
+        Raises:
+            ExampleRefused: longer than max_length.
+            ModelError: an image for a text-only model, or not exactly one placeholder.
+        """
+        ids, labels, image = example.ids, example.labels, None
+        if example.image is not None:
+            image = self._image(example.image)
+            if self.image_id is None or ids.count(self.image_id) != 1:
+                raise ModelError(f"example {example.id} has an image, but not exactly one image placeholder token")
+            at = ids.index(self.image_id)
+            ids = [*ids[:at], *image.ids, *ids[at + 1 :]]
+            labels = [*labels[:at], *[IGNORE] * len(image.ids), *labels[at + 1 :]]
+        if len(ids) > self.max_length:
+            raise ExampleRefused(Verdict.EXAMPLE_TOO_LONG, f"{len(ids)} tokens, training.max_length {self.max_length}")
+        return ids, labels, image
+
+    def _image(self, data: bytes) -> _Image:
+        kept = self._kept.get(data)
+        if kept is not None:
+            return kept
+        image = self._process(_decode(data))
+        size = sum(tensor.nbytes for tensor in image.tensors.values())
+        if size <= self._room:
+            self._kept[data] = image
+            self._room -= size
+        return image
+
+    def _process(self, picture: Any) -> _Image:
+        if self.image_processor is None:
+            raise ModelError("this model takes no images: its folder has no image processor")
+        ids = self._expansions.get(picture.size)
+        if ids is None:  # once per image size: let the processor write the tokens
+            output = self.processor(images=[picture], text=[self.image_token], return_tensors="pt")
+            ids = [token for token in output["input_ids"][0].tolist() if token not in self._wrapping]
+            self._expansions[picture.size] = ids
+        tensors = dict(self.image_processor(images=[picture], return_tensors="pt"))
+        return _Image(ids, tensors)
+
+    @property
+    def _wrapping(self) -> set[int]:
+        """Ids a tokenizer may put around any text."""
+        return {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id} - {None}
+
+    def _blank(self) -> _Image:
+        from PIL import Image
+
+        return _Image([], {}) if self.image_id is None else self._process(Image.new("RGB", (64, 64), "white"))
+
+    def _pad(self, rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(ids) for ids, _ in rows)
+        width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row, _ in rows])
+        labels = torch.tensor([row + [IGNORE] * (width - len(row)) for _, row in rows])
+        lengths = torch.tensor([len(row) for row, _ in rows])
+        mask = (torch.arange(width)[None, :] < lengths[:, None]).long()
+        inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        if "mm_token_type_ids" in getattr(self.processor, "model_input_names", []):
+            inputs["mm_token_type_ids"] = (ids == self.image_id).long()
+        return inputs
+
+
+def _decode(data: bytes) -> Any:
+    """An RGB picture from encoded bytes that ingest has already checked."""
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data)) as image:
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _stack(images: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Image tensors of a batch: joined along the first axis, the tile axis of [image, tile, channel, y, x] padded."""
+    if not images:
+        return {}
+    joined: dict[str, torch.Tensor] = {}
+    for name in images[0]:
+        tensors = [image[name] for image in images]
+        if tensors[0].dim() == 5:
+            tiles = max(tensor.shape[1] for tensor in tensors)
+            tensors = [
+                torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, 0, 0, tiles - tensor.shape[1])) for tensor in tensors
+            ]
+        joined[name] = torch.cat(tensors)
+    return joined

@@ -1,0 +1,270 @@
+"""The step loop: a DeepSpeed engine, a stream of batches, a schedule. No Ray in it.
+
+    loop = StepLoop(model, section, steps=source.steps)
+    reports = loop.run(source, on_step=print)
+
+It runs as it is in one Python process, under torchrun, and inside a Ray Train worker. The loss of a step is the mean
+over all labelled tokens of the *global* batch, over accumulation and workers, so one worker and eight give the same
+losses up to rounding. Everything that a step does depends on (seed, step) alone: a run that continues from a
+checkpoint repeats what it would have done.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import distributed as dist
+
+from adamllm_ray.config import TrainingSection
+from adamllm_ray.errors import TrainingError
+from adamllm_ray.training.collate import Batch
+from adamllm_ray.training.conversations import IGNORE
+
+TAG = "state"  # DeepSpeed's name for the folder inside a checkpoint
+
+
+class BatchSource(Protocol):
+    """A finite, deterministic stream: ``load(step)`` gives this worker's micro-batches of a step, always as many."""
+
+    steps: int
+
+    def load(self, step: int) -> list[Batch]:
+        """Micro-batches of step ``step``, counted from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What happened in an optimizer step.
+
+    Attributes:
+        step: counted from 1.
+        loss: nats per labelled token, before the update, over the global batch.
+        lr: learning rate of the first parameter group.
+        tokens: labelled tokens of the global batch.
+        seconds: wall time of the step on this worker.
+    """
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+    seconds: float
+
+
+class StepLoop:
+    """A model in a DeepSpeed engine, and how to take steps with it.
+
+    Args:
+        model: any module whose ``forward(**inputs)`` returns an object with ``.loss`` (mean over ``weight`` items),
+            or one that also takes ``logits_to_keep`` (transformers' language models): then logits are computed at
+            labelled positions only, and the loss in fp32.
+        section: batch sizes, schedule, precision, ZeRO stage.
+        steps: optimizer steps of the whole run; the schedule ends there.
+        groups: torch parameter groups with their own lr / weight_decay; all parameters with the section's otherwise.
+        seed: for dropout.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        section: TrainingSection,
+        *,
+        steps: int,
+        groups: list[dict[str, Any]] | None = None,
+        seed: int = 0,
+    ) -> None:
+        join_process_group()
+        deepspeed = _deepspeed()
+        self.section, self.steps, self.seed = section, steps, seed
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.labelled = "logits_to_keep" in inspect.signature(model.forward).parameters
+        groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        groups = [{"lr": section.learning_rate, "weight_decay": section.weight_decay, **group} for group in groups]
+        self._base_lrs = [float(group["lr"]) for group in groups]
+        self.engine: Any = deepspeed.initialize(
+            model=model,
+            model_parameters=groups,
+            config=engine_config(section, self.world),
+            dist_init_required=False,
+        )[0]
+        self.dtype = torch.bfloat16 if section.precision == "bf16" else torch.float32
+
+    def run(
+        self,
+        source: BatchSource,
+        *,
+        start: int = 0,
+        on_step: Callable[[StepReport], None] | None = None,
+    ) -> list[StepReport]:
+        """Take the steps from ``start`` (steps already done) to the end of the source.
+
+        Raises:
+            TrainingError: the loss is not finite, or a step has no labelled token.
+        """
+        self.engine.train()
+        reports = []
+        for step, batches in _ahead(source, start):
+            report = self._step(step, batches)
+            reports.append(report)
+            if on_step is not None:
+                on_step(report)
+        return reports
+
+    def save(self, folder: str | Path, state: dict[str, Any]) -> None:
+        """Write this worker's shards and ``state`` under ``folder``. Every worker must call it."""
+        self.engine.save_checkpoint(str(folder), tag=TAG, client_state={"adamllm": state}, save_latest=False)
+
+    def load(self, folder: str | Path) -> dict[str, Any]:
+        """Restore weights, optimizer and the state given to `save`. Same number of workers only.
+
+        Raises:
+            TrainingError: the checkpoint cannot be read.
+        """
+        try:
+            path, client = self.engine.load_checkpoint(str(folder), tag=TAG)
+        except Exception as error:  # DeepSpeed raises bare RuntimeError, AssertionError, KeyError, ...
+            raise TrainingError(f"the checkpoint in {folder} cannot be loaded: {error}") from error
+        if path is None:
+            raise TrainingError(f"there is no checkpoint in {folder}")
+        state: dict[str, Any] = client["adamllm"]
+        return state
+
+    def _step(self, step: int, batches: list[Batch]) -> StepReport:
+        began = time.perf_counter()
+        torch.manual_seed(self.seed * 1_000_003 + step * 1009 + self.rank)
+        total = self._sum(sum(batch.weight for batch in batches))
+        if total <= 0:
+            raise TrainingError(f"step {step + 1}: no token of the global batch carries loss")
+        lr = self._set_learning_rate(step)
+        summed = torch.zeros((), dtype=torch.float64)
+        for index, batch in enumerate(batches):
+            loss = self._loss_sum(batch)
+            summed += loss.detach().double().cpu()
+            # DeepSpeed averages gradients over workers; we want their sum over the global count of labels
+            self.engine.backward(loss * (self.world / total), scale_wrt_gas=False)
+            if index + 1 == len(batches):
+                self._require_finite(step, mean := self._sum(float(summed)) / total)
+            self.engine.step()
+        return StepReport(step + 1, mean, lr, int(total), time.perf_counter() - began)
+
+    def _loss_sum(self, batch: Batch) -> torch.Tensor:
+        """Sum of the loss over the batch's labelled tokens, a scalar with gradient."""
+        device = self.engine.device
+        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
+        inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        if not self.labelled:
+            return self.engine(**inputs).loss.float() * batch.weight
+        targets = inputs.pop("labels")[:, 1:]
+        columns = (batch.inputs["labels"][:, 1:] != IGNORE).any(0).nonzero().flatten()
+        columns = (columns if len(columns) else torch.zeros(1, dtype=torch.long)).to(device)
+        logits = self.engine(**inputs, logits_to_keep=columns, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORE, reduction="sum"
+        )
+        return loss if batch.weight else loss * 0.0
+
+    def _set_learning_rate(self, step: int) -> float:
+        factor = schedule_factor(self.section, step, self.steps)
+        for group, base in zip(self.engine.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base * factor
+        return self._base_lrs[0] * factor
+
+    def _sum(self, value: float) -> float:
+        """Sum over all workers."""
+        if self.world == 1:
+            return value
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.engine.device)
+        dist.all_reduce(tensor)
+        return float(tensor.item())
+
+    def _require_finite(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {step + 1}: the loss is {loss}. Nothing was updated by it. Lower training.learning_rate or "
+                "look at the data of this step."
+            )
+
+
+def schedule_factor(section: TrainingSection, step: int, steps: int) -> float:
+    """Share of the base learning rate at ``step`` (from 0): linear warm-up, then the configured decay to its floor."""
+    warmup = math.ceil(section.warmup_share * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if section.schedule == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, steps - warmup)
+    decay = 0.5 * (1 + math.cos(math.pi * done)) if section.schedule == "cosine" else 1 - done
+    return section.min_lr_share + (1 - section.min_lr_share) * decay
+
+
+def engine_config(section: TrainingSection, world: int) -> dict[str, Any]:
+    """DeepSpeed's configuration; keys of ``training.deepspeed`` are merged over it."""
+    on_gpu = torch.cuda.is_available()
+    adam = {"lr": section.learning_rate, "betas": list(section.betas), "weight_decay": section.weight_decay}
+    # torch's own AdamW: DeepSpeed's would be compiled at the first start
+    fused = {"torch_adam": True, "fused": True, "foreach": False}
+    offload = "offload_optimizer" in section.deepspeed.get("zero_optimization", {})
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": section.micro_batch,
+        "gradient_accumulation_steps": section.global_batch // (section.micro_batch * world),
+        "zero_optimization": {"stage": section.zero_stage, "overlap_comm": on_gpu},
+        "optimizer": {"type": "AdamW", "params": adam if offload else adam | fused},
+        "gradient_clipping": section.clip_norm,
+        "bf16": {"enabled": section.precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+    return _merged(config, section.deepspeed)
+
+
+def join_process_group() -> None:
+    """Use the process group that exists (Ray Train), the one torchrun describes, or a group of one."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if dist.is_initialized():
+        return
+    if "MASTER_ADDR" in os.environ and "RANK" in os.environ:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        return
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+
+
+def _deepspeed() -> Any:
+    """The deepspeed module, without its optional shared-memory all-reduce for CPU.
+
+    That op is compiled with a C++ compiler at the first start (minutes) and saves nothing at our sizes. DeepSpeed
+    itself falls back to gloo where the op is marked incompatible, as it is on every system but Linux.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _ahead(source: BatchSource, start: int) -> Iterator[tuple[int, list[Batch]]]:
+    """Batches of each step, the next one prepared in a thread while this one computes."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        upcoming: Future[list[Batch]] | None = pool.submit(source.load, start) if start < source.steps else None
+        for step in range(start, source.steps):
+            assert upcoming is not None
+            batches = upcoming.result()
+            upcoming = pool.submit(source.load, step + 1) if step + 1 < source.steps else None
+            yield step, batches
