@@ -1,0 +1,187 @@
+"""The run folder -> plain values for the page and the terminal. Stages that have not run are simply absent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow.dataset as pads
+
+from adamllm_ray.config import RunConfig
+from adamllm_ray.data.run import Manifest, RunFolder, StageFolder
+from adamllm_ray.data.verdicts import Verdict
+
+STAGES = ("ingest", "synthesize", "train", "evaluate")
+JUDGED = (Verdict.KEPT, Verdict.JUDGED_INCONSISTENT, Verdict.JUDGED_OPEN)
+VERDICT_WORDS: dict[Verdict, str] = {
+    Verdict.OK: "usable",
+    Verdict.DUPLICATE: "same content as an earlier row; marked, not used again",
+    Verdict.ROW_UNREADABLE: "malformed row",
+    Verdict.IMAGE_MISSING: "no image where the row says",
+    Verdict.IMAGE_EMPTY: "image of zero bytes",
+    Verdict.IMAGE_UNRECOGNISED: "not an image format that is read",
+    Verdict.IMAGE_TRUNCATED: "image ends early or is damaged",
+    Verdict.IMAGE_TOO_MANY_BYTES: "image file over the limit",
+    Verdict.IMAGE_TOO_MANY_PIXELS: "more pixels than the limit",
+    Verdict.IMAGE_TOO_SMALL: "a side below the limit",
+    Verdict.IMAGE_EXTREME_ASPECT: "too long and thin",
+    Verdict.CAPTION_EMPTY: "no caption",
+    Verdict.CAPTION_TOO_LONG: "caption over the limit",
+    Verdict.KEPT: "judge: the two answers agree",
+    Verdict.NOT_SYNTHESIZED: "the pair itself was not usable; no model was asked",
+    Verdict.PROMPT_TOO_LONG: "does not fit into the model's context",
+    Verdict.RESPONSE_EMPTY: "the synthesizer wrote nothing",
+    Verdict.RESPONSE_TRUNCATED: "the response hit the token limit",
+    Verdict.RESPONSE_UNPARSABLE: "no question with both answers in the response",
+    Verdict.JUDGED_INCONSISTENT: "judge: the two answers disagree",
+    Verdict.JUDGED_OPEN: "judge: the question has no single answer",
+    Verdict.ENGINE_ERROR: "the engine refused the row",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One bar of the funnel."""
+
+    label: str
+    rows: int
+    share: float  # of the first step
+
+
+@dataclass(frozen=True, slots=True)
+class RightShares:
+    """Synthesized tasks with both answers right, among those about a known attribute of the picture."""
+
+    parsed_known: int
+    parsed_right: int
+    kept_known: int
+    kept_right: int
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Everything that is known about a run."""
+
+    manifests: dict[str, Manifest] = field(default_factory=dict)
+    right: RightShares | None = None
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """The evaluation's scores, see `evaluation.scores`; None when nothing was scored."""
+        found: dict[str, Any] | None = self.values("evaluate").get("scores")
+        return found if found and found["models"]["base"]["overall"] else None
+
+    def values(self, stage: str) -> dict[str, Any]:
+        """The stage's own values; empty when it has not run."""
+        manifest = self.manifests.get(stage)
+        return manifest.extra if manifest else {}
+
+
+def collect(config: RunConfig, run: RunFolder) -> Collected:
+    """Read the manifests, and for the pocket domain measure the share of right tasks against the gold attributes."""
+    found = {name: run.stage(name).manifest() for name in STAGES}
+    manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
+    right = None
+    if config.data.format == "pocket" and "synthesize" in manifests:
+        from adamllm_ray.pocket.domain import check_triplet
+
+        right = right_shares(run.stage("synthesize"), check_triplet)
+    return Collected(manifests, right)
+
+
+def funnel(manifests: Mapping[str, Manifest]) -> list[Step]:
+    """Rows from the source to training, one step per loss."""
+    rows: list[tuple[str, int]] = []
+    if ingest := manifests.get("ingest"):
+        rows += [("pairs read", ingest.rows_in), ("usable pairs", ingest.kept)]
+    if synthesis := manifests.get("synthesize"):
+        asked = synthesis.rows_in - synthesis.verdicts.get(Verdict.NOT_SYNTHESIZED, 0)
+        judged = sum(synthesis.verdicts.get(verdict, 0) for verdict in JUDGED)
+        rows += [("asked the synthesizer", asked), ("task read", judged), ("kept by the judge", synthesis.kept)]
+    if train := manifests.get("train"):
+        rows.append(("trained on", train.kept))
+    first = rows[0][1] if rows else 0
+    return [Step(label, count, count / first if first else 0.0) for label, count in rows]
+
+
+def keep_rate(manifests: Mapping[str, Manifest]) -> float | None:
+    """Kept tasks among those that the judge saw."""
+    synthesis = manifests.get("synthesize")
+    judged = sum(synthesis.verdicts.get(verdict, 0) for verdict in JUDGED) if synthesis else 0
+    return synthesis.kept / judged if synthesis and judged else None
+
+
+def right_shares(stage: StageFolder, check: Callable[[dict[str, Any], str, str, str], bool | None]) -> RightShares:
+    """Check every parsed task against its record's gold attributes; ``check`` says None where it cannot know."""
+    columns = ["meta", "instruction", "informative", "precise", "task_verdict"]
+    counts = {"parsed": [0, 0], "kept": [0, 0]}
+    data = pads.dataset(stage.data, filesystem=stage.fs, format="parquet")
+    for batch in data.to_batches(columns=columns, filter=pads.field("task_verdict").isin(list(map(str, JUDGED)))):
+        for row in batch.to_pylist():
+            right = check(json.loads(row["meta"] or "{}"), row["instruction"], row["informative"], row["precise"])
+            if right is None:
+                continue
+            for name in ("parsed", *(["kept"] if row["task_verdict"] == Verdict.KEPT else [])):
+                counts[name][0] += 1
+                counts[name][1] += right
+    return RightShares(*counts["parsed"], *counts["kept"])
+
+
+def headline(scores: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """(tone, verdict in a few words, the numbers in a sentence). Tone is 'good', 'bad' or 'even'."""
+    if scores is None:
+        return "even", "Not evaluated yet", "This run has no scores: evaluation.task is empty or has not run."
+    base, adapted = (scores["models"][name]["overall"] for name in ("base", "adapted"))
+    gain = scores["difference"]["overall"]
+    if gain["lo"] > 0:
+        tone, words = "good", "Post-training helped"
+    elif gain["hi"] < 0:
+        tone, words = "bad", "Post-training hurt"
+    else:
+        tone, words = "even", "No difference could be shown"
+    sentence = (
+        f"On the same {base['n']} questions the adapted model answers {percent(adapted['accuracy'])} right, the base "
+        f"model {percent(base['accuracy'])}: {points(gain['value'])} points (95 % interval {points(gain['lo'])} to "
+        f"{points(gain['hi'])}, {p_words(gain['p'])})."
+    )
+    return tone, words, sentence + _beside_baselines(scores, adapted)
+
+
+def _beside_baselines(scores: Mapping[str, Any], adapted: Mapping[str, Any]) -> str:
+    known = {name: item["overall"] for name, item in scores["baselines"].items() if item["overall"] is not None}
+    if not known:
+        return ""
+    name = max(known, key=lambda key: known[key])
+    words = {"majority": "Always giving the most common answer", "colour": "A linear model on mean colour"}[name]
+    if adapted["lo"] > known[name]:
+        return f" {words} gets {percent(known[name])}."
+    return f" But {words[0].lower()}{words[1:]} also gets {percent(known[name])}, within or above its interval."
+
+
+def percent(share: float | None) -> str:
+    """0.715 -> '71.5 %'."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def points(share: float) -> str:
+    """0.29 -> '+29.0'."""
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def p_words(p: float | None) -> str:
+    """'p < 0.001' or 'p = 0.023'."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """75.2 -> '1 min 15 s'."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (rest if not hours else 0, "s")]
+    return " ".join(f"{value} {unit}" for value, unit in parts if value) or "0 s"

@@ -1,0 +1,119 @@
+"""Score bars and loss curve as inline SVG that follows the page's colours, in light and dark.
+
+matplotlib writes fixed colours; the ones used here are stand-ins that are replaced by CSS variables, so one drawing
+serves both colour schemes. Text stays text.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+INK, LINE, BASE, ADAPTED, MARK = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
+_VARIABLES = {INK: "--ink", LINE: "--line", BASE: "--base", ADAPTED: "--adapted", MARK: "--mark"}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+}
+
+
+def score_bars(scores: Mapping[str, Any]) -> str:
+    """Accuracy per question type with 95 % intervals, one bar per model; baselines as marks. SVG text."""
+    rows = [*scores["types"], "all questions"]
+    with _figure(7.4, 0.9 + 0.56 * len(rows), scores["types"]) as (figure, axes):
+        for index, name in enumerate(rows):
+            _bar_pair(axes, scores, name if index < len(rows) - 1 else None, -index)
+        axes.set_yticks([-index for index in range(len(rows))], [name.replace("_", " ") for name in rows])
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("accuracy, %")
+        axes.grid(axis="x")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        return _svg(figure)
+
+
+def _bar_pair(axes: Any, scores: Mapping[str, Any], kind: str | None, y: float) -> None:
+    for model, colour, offset in (("base", BASE, 0.19), ("adapted", ADAPTED, -0.19)):
+        cells = scores["models"][model]
+        cell = cells["types"][kind] if kind is not None else cells["overall"]
+        value = 100 * cell["accuracy"]
+        errors = [[value - 100 * cell["lo"]], [100 * cell["hi"] - value]]
+        axes.barh(y + offset, value, height=0.34, color=colour, linewidth=0)
+        axes.errorbar(value, y + offset, xerr=errors, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2.5, capthick=1.1)
+    for name, marker in (("majority", "|"), ("colour", "D")):
+        baseline = scores["baselines"].get(name)
+        if baseline:
+            share = baseline["types"].get(kind) if kind is not None else baseline["overall"]
+            if share is not None:
+                size = 16 if marker == "|" else 5
+                axes.plot(100 * share, y, marker, color=MARK, markersize=size, markeredgewidth=1.6, clip_on=False)
+
+
+def loss_curve(losses: Sequence[Mapping[str, Any]]) -> str:
+    """Training loss per optimizer step, with a running mean. SVG text."""
+    steps = [entry["step"] for entry in losses]
+    values = [float(entry["loss"]) for entry in losses]
+    with _figure(7.4, 2.7, steps) as (figure, axes):
+        axes.plot(steps, values, color=BASE, linewidth=1, alpha=0.55)
+        axes.plot(steps, _running_mean(values, max(1, len(values) // 20)), color=ADAPTED, linewidth=2)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss")
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.margins(x=0.01)
+        return _svg(figure)
+
+
+def _running_mean(values: Sequence[float], width: int) -> list[float]:
+    return [sum(part) / len(part) for part in (values[max(0, i - width + 1) : i + 1] for i in range(len(values)))]
+
+
+@contextmanager
+def _figure(width: float, height: float, salt: object) -> Iterator[tuple[Any, Any]]:
+    """A figure with one axes, in the page's style; ``salt`` keeps the SVG ids of two drawings on a page apart."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": str(salt)}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _svg(figure: Any) -> str:
+    """The figure as an <svg> element without prologue, metadata and addresses, coloured by CSS variables."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\s(xmlns(:\w+)?|version)="[^"]*"', "", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font:? ?(-family)?: ?[^;\"]*'DejaVu Sans'[^;\"]*;?", _font, text)
+    for colour, variable in _VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text
+
+
+def _font(match: re.Match[str]) -> str:
+    size = re.search(r"(\d+(\.\d+)?)px", match[0])
+    return f"font-size: {size[1]}px;" if size else ""
