@@ -20,6 +20,9 @@ WORKER_ENV = {
 }
 
 
+LOCAL_CPUS = 4  # Ray's book-keeping: a resume of Ray Data reserves 2 before the first engine gets any
+
+
 def prepare_environment() -> None:
     """Set what must be in the environment before ray, torch or vllm are imported. Set values win."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -48,6 +51,7 @@ def ray_session() -> Iterator[None]:
     else:
         ray.init(
             address="local",
+            num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
             include_dashboard=False,
             object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
             logging_level="warning",

@@ -1,0 +1,205 @@
+"""The two stateful steps of the graph: `Synthesizer` asks the VLM and parses, `Judge` compares the two answers.
+
+Each takes an Arrow batch in SYNTHESIZED_SCHEMA form and returns as many rows as it got, in the same order. What goes
+wrong with a row becomes its ``task_verdict``; what goes wrong otherwise is raised and stops the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from adamllm_ray.data.images import decode
+from adamllm_ray.data.record import RECORD_SCHEMA, SYNTHESIS_FIELDS, SYNTHESIZED_SCHEMA
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ImageRefused, TooManyFailures
+from adamllm_ray.models.chat import ChatFormat
+from adamllm_ray.synthesis.consistency import judge_prompt, judgement, label_ids
+from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec, TextEngine, match_completions
+from adamllm_ray.synthesis.prompts import synthesis_prompt
+from adamllm_ray.synthesis.triplets import Triplet, TripletParser
+
+if TYPE_CHECKING:
+    from adamllm_ray.config import EngineSection, ImageLimits, JudgeSection, SynthesisSection
+
+Row = dict[str, Any]
+EngineMaker = Callable[[str, "EngineSection", bool], TextEngine]
+ENOUGH_ROWS = 200  # before this many, a share of failures says little
+
+
+def start_engine(model: str, settings: EngineSection, images: bool) -> TextEngine:
+    """The real thing: a vLLM replica."""
+    return Engine(model, settings, images=images)
+
+
+@dataclass
+class FailureCeiling:
+    """Stops a replica whose rows fail one after the other, long before all rows are spoilt."""
+
+    limit: float
+    asked: int = 0
+    failed: int = 0
+
+    def count(self, verdicts: Sequence[str | None]) -> None:
+        """Add a batch. Raises TooManyFailures when the failed share is above the limit."""
+        self.asked += len(verdicts)
+        self.failed += sum(name is not None and Verdict(name).outcome == "failed" for name in verdicts)
+        if self.asked >= ENOUGH_ROWS and self.failed > self.limit * self.asked:
+            raise TooManyFailures(
+                f"synthesis: {self.failed} of {self.asked} rows failed at one replica, the limit is {self.limit:.1%} "
+                "(synthesis.max_failed_share); task_detail in the rows written so far says why"
+            )
+
+
+@dataclass
+class Synthesizer:
+    """Image and caption in, response and triplet (or a verdict) out. One per replica of the synthesizer pool."""
+
+    model: str
+    settings: SynthesisSection
+    limits: ImageLimits
+    seed: int
+    engine_maker: EngineMaker = start_engine
+    ceiling: FailureCeiling = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.chat = load_chat(self.model)
+        self.parser = TripletParser(self.chat)
+        self.engine = self.engine_maker(self.model, self.settings.engine, True)
+        self.ceiling = FailureCeiling(self.settings.max_failed_share)
+        self.sampling = SamplingSpec(
+            max_tokens=self.settings.max_new_tokens,
+            temperature=self.settings.temperature,
+            seed=self.seed,
+            stop_token_ids=(self.parser.end_id,),
+        )
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """Add the synthesis columns; rows that are ready for the judge have no ``task_verdict`` yet."""
+        rows: list[Row] = batch.select(["id", "image", "caption", "verdict"]).to_pylist()
+        results: list[Row] = [{} for _ in rows]
+        prepared = await asyncio.to_thread(lambda: [self._prepare(row) for row in rows])  # decoding frees the GIL
+        requests = [item for item in prepared if isinstance(item, Request)]
+        completions = (
+            match_completions(requests, await self.engine.generate(requests, self.sampling)) if requests else []
+        )
+        answers = iter(completions)
+        for index, item in enumerate(prepared):
+            results[index] = self._result(next(answers)) if isinstance(item, Request) else item
+        self.ceiling.count(
+            [result.get("task_verdict") for result, row in zip(results, rows, strict=True) if _usable(row)]
+        )
+        return _with_columns(batch, results)
+
+    def _prepare(self, row: Row) -> Request | Row:
+        """The row's request, or the verdict that says why there is none."""
+        if not _usable(row):
+            return _verdict(Verdict.NOT_SYNTHESIZED, str(row["verdict"]))
+        try:
+            image = decode(row["image"] or b"", self.limits)
+        except ImageRefused as refusal:  # ingest saw it whole: the limits were lowered, or storage damaged it
+            return _verdict(Verdict.NOT_SYNTHESIZED, str(refusal))
+        return Request(row["id"], synthesis_prompt(self.chat, row["caption"]), image)
+
+    def _result(self, completion: Completion) -> Row:
+        if completion.error is not None:
+            return _engine_error(completion)
+        outcome = self.parser.parse(completion.token_ids, completion.finish_reason)
+        written: Row = {
+            "response_ids": completion.token_ids,
+            "response": completion.text or self.chat.decode(completion.token_ids, keep_special=True),
+            "finish_reason": completion.finish_reason,
+        }
+        if isinstance(outcome, Triplet):
+            return written | {
+                "instruction": outcome.question,
+                "informative": outcome.informative,
+                "precise": outcome.precise,
+            }
+        return written | _verdict(outcome)
+
+
+@dataclass
+class Judge:
+    """Probabilities of Yes / No / Open for each triplet, and the final ``task_verdict``. One per judge replica."""
+
+    model: str
+    settings: JudgeSection
+    max_failed_share: float
+    engine_maker: EngineMaker = start_engine
+
+    def __post_init__(self) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(self.model, local_files_only=True)
+        self.labels = label_ids(self.tokenizer)
+        self.engine = self.engine_maker(self.model, self.settings.engine, False)
+        self.ceiling = FailureCeiling(self.max_failed_share)
+        self.sampling = SamplingSpec(
+            max_tokens=1, allowed_token_ids=tuple(self.labels.values()), logprobs=len(self.labels)
+        )
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """Judge the rows without a ``task_verdict``; the others pass as they are."""
+        columns = [column.name for column in SYNTHESIS_FIELDS]
+        results: list[Row] = batch.select(columns).to_pylist()
+        ids: list[str] = batch.column("id").to_pylist()
+        open_rows = [index for index, result in enumerate(results) if result["task_verdict"] is None]
+        requests = [Request(ids[index], self._prompt(results[index])) for index in open_rows]
+        completions = (
+            match_completions(requests, await self.engine.generate(requests, self.sampling)) if requests else []
+        )
+        for index, completion in zip(open_rows, completions, strict=True):
+            results[index] |= self._result(completion)
+        self.ceiling.count([results[index]["task_verdict"] for index in open_rows])
+        return _with_columns(batch.select(RECORD_SCHEMA.names), results)
+
+    def _prompt(self, task: Row) -> list[int]:
+        return judge_prompt(
+            self.tokenizer, task["instruction"], task["informative"], task["precise"], self.settings.few_shot
+        )
+
+    def _result(self, completion: Completion) -> Row:
+        if completion.error is not None:
+            return _engine_error(completion, "judge: ")
+        found = judgement(completion.logprobs, self.labels)
+        chances = {"judge_yes": found.yes, "judge_no": found.no, "judge_open": found.open}
+        return chances | _verdict(found.verdict(self.settings.threshold))
+
+
+def load_chat(model: str) -> ChatFormat:
+    """Chat format of a VLM folder: its processor knows the template and the image token."""
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model, local_files_only=True)
+    return ChatFormat(
+        processor.tokenizer,
+        chat_template=getattr(processor, "chat_template", None),
+        image_token=getattr(processor, "image_token", None),
+    )
+
+
+def _usable(row: Row) -> bool:
+    return bool(row["verdict"] == Verdict.OK)
+
+
+def _verdict(verdict: Verdict, detail: str | None = None) -> Row:
+    return {"task_verdict": str(verdict), "task_detail": detail or None}
+
+
+def _engine_error(completion: Completion, prefix: str = "") -> Row:
+    verdict = Verdict.PROMPT_TOO_LONG if completion.too_long else Verdict.ENGINE_ERROR
+    return _verdict(verdict, prefix + str(completion.error))
+
+
+def _with_columns(batch: pa.Table, results: Sequence[Row]) -> pa.Table:
+    """The batch with the synthesis columns appended, in SYNTHESIZED_SCHEMA, absent values null."""
+    added = [pa.array([result.get(column.name) for result in results], column.type) for column in SYNTHESIS_FIELDS]
+    table = pa.Table.from_arrays(
+        [*batch.select(RECORD_SCHEMA.names).cast(RECORD_SCHEMA).columns, *added], schema=SYNTHESIZED_SCHEMA
+    )
+    return table
