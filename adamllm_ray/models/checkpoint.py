@@ -1,4 +1,7 @@
-"""Loading and exporting models in Hugging Face layout.
+"""Model folders in Hugging Face layout: which one a name means, whether it is usable, loading and exporting.
+
+Only safetensors, only code that transformers ships: a folder that wants to bring its own code (``auto_map``) or
+pickled weights is refused before anything in it is loaded. Nothing is downloaded.
 
 transformers 5 writes LLaVA-NeXT vision keys as ``vision_tower.X``; vLLM 0.32 knows only
 ``vision_tower.vision_model.X``. The exporter writes the latter, and transformers reads both.
@@ -6,18 +9,173 @@ transformers 5 writes LLaVA-NeXT vision keys as ``vision_tower.X``; vLLM 0.32 kn
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from adamllm_ray.errors import ModelError
+
+POCKET = "pocket:"
+WHOLE_FILE_BYTES = 64 << 20  # larger weight files are sampled for the fingerprint
+_SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
+_DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+def resolve_model(spec: str) -> str:
+    """Folder of a model: 'pocket:NAME' ships with the package, anything else is a local folder.
+
+    Raises:
+        ModelError: no such folder, no config.json, no safetensors, or it wants to run its own code.
+    """
+    folder = _pocket_folder(spec.removeprefix(POCKET)) if spec.startswith(POCKET) else Path(spec).expanduser()
+    if not folder.is_dir():
+        raise ModelError(_missing(spec, folder))
+    config = read_config(folder)
+    if "auto_map" in config or "auto_map" in _read_json(folder / "tokenizer_config.json"):
+        raise ModelError(
+            f"{folder} wants to run code of its own (auto_map), which is never done here; use a conversion of the "
+            "model to a class that transformers ships"
+        )
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{folder} has no *.safetensors file. Pickled weights (.bin, .pt) are not loaded, because they can run "
+            "code; save the model again with safe_serialization=True"
+        )
+    return str(folder.resolve())
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """config.json of a model folder. Raises ModelError if there is none or it is not a JSON object."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json")
+    return _read_json(path)
+
+
+def model_fingerprint(folder: str | Path) -> str:
+    """32 hex characters over everything that makes a model: configuration, tokenizer, processor and weights.
+
+    Weight files up to 64 MiB count with every byte, larger ones with their size, header and 64 samples.
+    """
+    digest = hashlib.sha256()
+    root = Path(folder)
+    paths = {path for pattern in (*_DESCRIPTIONS, "*.safetensors") for path in root.glob(pattern)}
+    for path in sorted(paths):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        for chunk in _signature(path):
+            digest.update(chunk)
+    return digest.hexdigest()[:32]
+
+
+def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> tuple[Any, Any]:
+    """(model, processor) of a vision-language model folder, on the CPU, in eval mode.
+
+    Raises:
+        ModelError: not a usable folder (see `resolve_model`), not a vision-language model, or damaged.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    path = resolve_model(str(folder))
+    _require_vlm(path)
+    wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    with quiet_transformers():
+        try:
+            model = AutoModelForImageTextToText.from_pretrained(
+                path, dtype=wanted, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+            processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
+    return model, processor
 
 
 def export_model(model: Any, processor: Any, folder: str | Path) -> Path:
     """Write ``model`` (safetensors) and its processor or tokenizer so that transformers and vLLM both load them."""
     target = Path(folder)
-    model.save_pretrained(target)
-    processor.save_pretrained(target)
+    with quiet_transformers():
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
     for shard in sorted(target.glob("*.safetensors")):
         _rename_keys(shard)
+    index = target / "model.safetensors.index.json"
+    if index.exists():
+        table = json.loads(index.read_text("utf-8"))
+        table["weight_map"] = {_vllm_key(key): shard for key, shard in table["weight_map"].items()}
+        index.write_text(json.dumps(table, indent=2), "utf-8")
     return target
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no advice from transformers for the length of the block; errors still come."""
+    from transformers.utils import logging as chatter
+
+    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity(logging.ERROR)
+    chatter.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()
+
+
+def _pocket_folder(name: str) -> Path:
+    return Path(__file__).parents[1] / "pocket" / "weights" / name
+
+
+def _missing(spec: str, folder: Path) -> str:
+    if not spec.startswith(POCKET):
+        return f"no model folder at {folder}; give the path of a folder with config.json and *.safetensors"
+    shipped = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
+    names = ", ".join(POCKET + name for name in shipped) or "none in this installation; run `adamllm pocket build`"
+    return f"no pocket model is called '{spec}'; there are: {names}"
+
+
+def _require_vlm(folder: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+    kind = read_config(folder).get("model_type")
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise ModelError(
+            f"{folder} holds a '{kind}' model, which takes no images; give a vision-language model such as a "
+            "llava_next or qwen2_vl folder"
+        )
+    if not any((Path(folder) / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise ModelError(f"{folder} has no image processor (processor_config.json or preprocessor_config.json)")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if not isinstance(tree, dict):
+        raise ModelError(f"{path} is not a JSON object")
+    return tree
+
+
+def _signature(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    if size <= WHOLE_FILE_BYTES:
+        yield path.read_bytes()
+        return
+    with path.open("rb") as file:
+        yield file.read(_SAMPLE_BYTES)
+        for sample in range(_SAMPLES):
+            file.seek((size - _SAMPLE_BYTES) * (sample + 1) // _SAMPLES)
+            yield file.read(_SAMPLE_BYTES)
 
 
 def _rename_keys(shard: Path) -> None:

@@ -7,13 +7,14 @@ family is known here. Text-only examples and examples with an image may share a 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from adamllm_ray.config import ImageLimits
+from adamllm_ray.data import images
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ExampleRefused, ModelError
 from adamllm_ray.training.conversations import IGNORE, Example
@@ -51,6 +52,7 @@ class Collator:
     Args:
         processor: a VLM processor, or a bare tokenizer for a text-only model.
         max_length: tokens, image tokens included; a longer example is left out and noted in ``refused``.
+        limits: of the images; a picture that breaks them here was not checked by ingest, and stops the job.
         cache_bytes: image tensors kept from one epoch to the next; 0 to keep none.
         always_image: give a batch without any image a blank one without loss, so that every rank of a group uses
             the same parameters in every step (without it the gradient reduction of ZeRO can hang).
@@ -60,12 +62,19 @@ class Collator:
     """
 
     def __init__(
-        self, processor: Any, max_length: int, *, cache_bytes: int = 256 << 20, always_image: bool = False
+        self,
+        processor: Any,
+        max_length: int,
+        *,
+        limits: ImageLimits = ImageLimits(),
+        cache_bytes: int = 256 << 20,
+        always_image: bool = False,
     ) -> None:
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.image_processor: Any = getattr(processor, "image_processor", None)
         self.max_length = max_length
+        self.limits = limits
         self.always_image = always_image
         self.refused: dict[str, Verdict] = {}
         pad = self.tokenizer.pad_token_id
@@ -85,7 +94,7 @@ class Collator:
     def __call__(self, examples: Sequence[Example], *, weighted: bool = True) -> Batch:
         """Tensors of a micro-batch. ``weighted=False`` makes one that counts for nothing (filler of a last batch)."""
         rows: list[tuple[list[int], list[int]]] = []
-        images: list[_Image] = []
+        pictures: list[_Image] = []
         used: list[str] = []
         for example in examples:
             try:
@@ -96,12 +105,12 @@ class Collator:
             rows.append((ids, labels))
             used.append(example.id)
             if image is not None:
-                images.append(image)
-        if not rows or (self.always_image and self.image_id is not None and not images):
+                pictures.append(image)
+        if not rows or (self.always_image and self.image_id is not None and not pictures):
             blank = self._blank()
             rows.append((blank.ids or [self.pad_id] * 2, [IGNORE] * (len(blank.ids) or 2)))
-            images += [blank] if blank.ids else []
-        inputs = self._pad(rows) | _stack([image.tensors for image in images])
+            pictures += [blank] if blank.ids else []
+        inputs = self._pad(rows) | _stack([image.tensors for image in pictures])
         labels_count = int((inputs["labels"] != IGNORE).sum())
         return Batch(inputs, float(labels_count) if weighted else 0.0, used if weighted else [])
 
@@ -128,7 +137,7 @@ class Collator:
         kept = self._kept.get(data)
         if kept is not None:
             return kept
-        image = self._process(_decode(data))
+        image = self._process(images.decode(data, self.limits))
         size = sum(tensor.nbytes for tensor in image.tensors.values())
         if size <= self._room:
             self._kept[data] = image
@@ -165,16 +174,8 @@ class Collator:
         mask = (torch.arange(width)[None, :] < lengths[:, None]).long()
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if "mm_token_type_ids" in getattr(self.processor, "model_input_names", []):
-            inputs["mm_token_type_ids"] = (ids == self.image_id).long()
+            inputs["mm_token_type_ids"] = torch.eq(ids, -1 if self.image_id is None else self.image_id).long()
         return inputs
-
-
-def _decode(data: bytes) -> Any:
-    """An RGB picture from encoded bytes that ingest has already checked."""
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data)) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _stack(images: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

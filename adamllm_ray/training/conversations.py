@@ -65,7 +65,7 @@ def conversation_example(
     turns: Sequence[Turn],
     objective: Objective,
     *,
-    id: str = "",  # noqa: A002 - the row's own word
+    id: str = "",
     image: bytes | None = None,
 ) -> Example:
     """Tokens and mask of a conversation.
@@ -87,12 +87,12 @@ def conversation_example(
     return _masked(id, ids, trained, image)
 
 
-def completion_example(prompt: Sequence[int], completion: Sequence[int], *, id: str = "") -> Example:  # noqa: A002
+def completion_example(prompt: Sequence[int], completion: Sequence[int], *, id: str = "") -> Example:
     """A plain prompt and its completion, with loss on the completion. Raises ExampleRefused if that is empty."""
     return _masked(id, [*prompt, *completion], [(len(prompt), len(prompt) + len(completion))], None)
 
 
-def text_example(tokenizer: Any, text: str, *, id: str = "") -> Example:  # noqa: A002
+def text_example(tokenizer: Any, text: str, *, id: str = "") -> Example:
     """Plain text between begin and end of text, with loss on every token after the first."""
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
     start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
@@ -108,7 +108,7 @@ def synthesizer_turns(
     *,
     seed: int,
     epoch: int,
-    id: str,  # noqa: A002
+    id: str,
 ) -> list[Turn]:
     """The paper's seed conversation: caption, then the question under both hints in an order drawn by hash."""
     tasks = [(HINT_PRECISE, precise), (HINT_INFORMATIVE, informative)]
@@ -166,7 +166,7 @@ def _concludes(reasoning: str, conclusion: str) -> bool:
     return not before or not before[-1].isalnum()
 
 
-def _masked(id: str, ids: list[int], trained: list[tuple[int, int]], image: bytes | None) -> Example:  # noqa: A002
+def _masked(id: str, ids: list[int], trained: list[tuple[int, int]], image: bytes | None) -> Example:
     labels = [IGNORE] * len(ids)
     for start, stop in trained:
         labels[start:stop] = ids[start:stop]

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import distributed as dist
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from adamllm_ray.config import TrainingSection
 from adamllm_ray.errors import TrainingError
@@ -58,6 +59,10 @@ class StepReport:
     lr: float
     tokens: int
     seconds: float
+
+
+class LossNotFinite(TrainingError):
+    """The loss became NaN or infinite. Nothing was updated by that step; trying again gives the same."""
 
 
 class StepLoop:
@@ -108,7 +113,8 @@ class StepLoop:
         """Take the steps from ``start`` (steps already done) to the end of the source.
 
         Raises:
-            TrainingError: the loss is not finite, or a step has no labelled token.
+            LossNotFinite: stops before the update, on every worker.
+            TrainingError: a step has no labelled token.
         """
         self.engine.train()
         reports = []
@@ -119,24 +125,38 @@ class StepLoop:
                 on_step(report)
         return reports
 
-    def save(self, folder: str | Path, state: dict[str, Any]) -> None:
-        """Write this worker's shards and ``state`` under ``folder``. Every worker must call it."""
-        self.engine.save_checkpoint(str(folder), tag=TAG, client_state={"adamllm": state}, save_latest=False)
+    def save(self, folder: str | Path) -> None:
+        """Write this worker's share of weights and optimizer state under ``folder``. Every worker must call it."""
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
-    def load(self, folder: str | Path) -> dict[str, Any]:
-        """Restore weights, optimizer and the state given to `save`. Same number of workers only.
+    def load(self, folder: str | Path) -> None:
+        """Restore what `save` wrote. The number of workers must be the same.
 
         Raises:
             TrainingError: the checkpoint cannot be read.
         """
         try:
-            path, client = self.engine.load_checkpoint(str(folder), tag=TAG)
+            path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         except Exception as error:  # DeepSpeed raises bare RuntimeError, AssertionError, KeyError, ...
             raise TrainingError(f"the checkpoint in {folder} cannot be loaded: {error}") from error
         if path is None:
             raise TrainingError(f"there is no checkpoint in {folder}")
-        state: dict[str, Any] = client["adamllm"]
-        return state
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The whole model's state dict on the CPU of worker 0, None on the others. Every worker must call it."""
+        model = self.engine.module
+        if self.section.zero_stage < 3:
+            return {k: v.detach().cpu() for k, v in model.state_dict().items()} if self.rank == 0 else None
+        import deepspeed
+
+        whole: dict[str, torch.Tensor] = {}
+        named = dict(model.named_buffers()) | dict(model.named_parameters())
+        wanted = model.state_dict().keys()
+        for name in wanted:  # one at a time: the whole model need not fit beside its shards
+            with deepspeed.zero.GatheredParameters([named[name]]):
+                if self.rank == 0:
+                    whole[name] = named[name].detach().cpu().clone()
+        return whole if self.rank == 0 else None
 
     def _step(self, step: int, batches: list[Batch]) -> StepReport:
         began = time.perf_counter()
@@ -151,9 +171,12 @@ class StepLoop:
             summed += loss.detach().double().cpu()
             # DeepSpeed averages gradients over workers; we want their sum over the global count of labels
             self.engine.backward(loss * (self.world / total), scale_wrt_gas=False)
-            if index + 1 == len(batches):
-                self._require_finite(step, mean := self._sum(float(summed)) / total)
-            self.engine.step()
+            if index + 1 < len(batches):
+                self.engine.step()  # only counts: the optimizer moves at the end of the accumulation
+        mean = self._sum(float(summed)) / total
+        if not math.isfinite(mean):  # the same on every worker, so all stop here together
+            raise LossNotFinite(f"step {step + 1}: the loss is {mean}; lower training.learning_rate, or see its data")
+        self.engine.step()
         return StepReport(step + 1, mean, lr, int(total), time.perf_counter() - began)
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
@@ -185,13 +208,6 @@ class StepLoop:
         tensor = torch.tensor([value], dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(tensor)
         return float(tensor.item())
-
-    def _require_finite(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {step + 1}: the loss is {loss}. Nothing was updated by it. Lower training.learning_rate or "
-                "look at the data of this step."
-            )
 
 
 def schedule_factor(section: TrainingSection, step: int, steps: int) -> float:
@@ -235,7 +251,7 @@ def join_process_group() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
 
 
