@@ -68,7 +68,9 @@ class DataSection(Section):
         description="sharegpt: a .json or .jsonl file, or a folder that holds exactly one. parquet: a file or a "
         "folder. pocket: leave empty.",
     )
-    image_folder: str | None = Field(default=None, description="Where image paths start; the data file's folder if absent.")
+    image_folder: str | None = Field(
+        default=None, description="Where image paths start; the data file's folder if absent."
+    )
     columns: Columns = Columns()
     images: ImageLimits = ImageLimits()
     max_caption_chars: Count = 20_000
@@ -115,8 +117,12 @@ class JudgeSection(Section):
     """Consistency filter (paper section 3.1.2)."""
 
     engine: EngineSection = EngineSection()
-    threshold: Share = Field(default=0.5, description="Keep a task when P(Yes) is at least this, among Yes / No / Open.")
-    few_shot: bool = Field(default=True, description="Put six worked examples before each question; off for a judge tuned for it.")
+    threshold: Share = Field(
+        default=0.5, description="Keep a task when P(Yes) is at least this, among Yes / No / Open."
+    )
+    few_shot: bool = Field(
+        default=True, description="Put six worked examples before each question; off for a judge tuned for it."
+    )
     batch_size: Count = 64
 
 
@@ -139,7 +145,9 @@ class MixtureSection(Section):
     both: Weight = 1.0
     caption: Weight = 0.0
     task: Weight = 0.0
-    untasked: Share = Field(default=1.0, description="Share of the records without a kept task that train as caption only.")
+    untasked: Share = Field(
+        default=1.0, description="Share of the records without a kept task that train as caption only."
+    )
     replay: list[ReplaySource] = Field(default_factory=list)
     tolerance: Share = Field(default=0.05, description="Allowed distance between requested and realised shares.")
 
@@ -188,7 +196,9 @@ class TrainingSection(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     gradient_checkpointing: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 2
-    deepspeed: dict[str, Any] = Field(default_factory=dict, description="More DeepSpeed keys (offload, ...), merged last.")
+    deepspeed: dict[str, Any] = Field(
+        default_factory=dict, description="More DeepSpeed keys (offload, ...), merged last."
+    )
     language_model: PartSection = PartSection()
     projector: PartSection = PartSection()
     vision_tower: PartSection = PartSection()
@@ -258,7 +268,7 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
     """Validate a nested dictionary as a RunConfig. Raises ConfigError listing all problems."""
     try:
         return RunConfig.model_validate_json(json.dumps(tree))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
             raise ConfigError(_explain(error)) from None
         raise ConfigError(f"the configuration holds a value that is not plain data: {error}") from error
@@ -275,7 +285,17 @@ def dump_config(config: RunConfig) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5)."""
+    """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5) and without aliases.
+
+    Ten lines of aliases can unfold to gigabytes, and no configuration here needs them.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(
+                None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
@@ -288,7 +308,7 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
 
 

@@ -66,6 +66,9 @@ class FingerprintMismatch(AdamLLMError):
             "Use another run.output, restore the old values, or pass --force-new to start the stage again."
         )
 
+    def __reduce__(self) -> tuple[type[FingerprintMismatch], tuple[str, dict[str, tuple[object, object]]]]:
+        return type(self), (self.stage, self.differing)
+
 
 class RunLocked(AdamLLMError):
     """Another process is working on the same run folder."""
