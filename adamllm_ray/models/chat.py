@@ -11,8 +11,10 @@ what the template adds (headers, end of turn, image placeholder). No template is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from adamllm_ray.errors import ModelError
@@ -66,11 +68,15 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.template: str | None = chat_template or tokenizer.chat_template
         if not self.template:
-            raise ModelError("this model has no chat template; give a model folder whose processor or tokenizer has one")
+            raise ModelError(
+                "this model has no chat template; give a model folder whose processor or tokenizer has one"
+            )
         self.image_token: str | None = image_token or getattr(tokenizer, "image_token", None)
         self.image_token_id: int | None = (
             tokenizer.convert_tokens_to_ids(self.image_token) if self.image_token else None
         )
+        self._known: dict[tuple[tuple[str, bool], ...], list[str]] = {}
+        self._ids: dict[str, list[int]] = {}
         probe: list[Turn] = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
         pieces = self._pieces(probe)
         self.assistant_open: tuple[int, ...] = tuple(self._template_ids(pieces[1]))
@@ -81,6 +87,9 @@ class ChatFormat:
         eos = tokenizer.eos_token_id
         self.eos_id: int = eos if isinstance(eos, int) else eos[0]
         self.stop_ids: list[int] = sorted({self.turn_end[0], self.eos_id})
+        structure = {self.image_token_id, self.eos_id, *self.turn_end, *self.user_open, *self.assistant_open}
+        added: dict[int, Any] = tokenizer.added_tokens_decoder
+        self._reserved: dict[int, str] = {index: str(added[index]) for index in structure & added.keys()}
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
         """Ids of a finished conversation, each turn closed; the image placeholder is one token (not expanded)."""
@@ -111,6 +120,15 @@ class ChatFormat:
         """Ids of user text. Special tokens in it are spelled out, not recognised."""
         if not text:
             return []
+        ids = self._spell(text)
+        if self._reserved.keys().isdisjoint(ids):
+            return ids
+        # An added token that the tokenizer does not mark as special is recognised all the same: cut it in two.
+        names = "|".join(re.escape(name) for name in self._reserved.values())
+        cuts = [0, *(match.start() + 1 for match in re.finditer(f"(?={names})", text)), len(text)]
+        return [index for start, end in pairwise(cuts) for index in self._spell(text[start:end])]
+
+    def _spell(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
@@ -120,11 +138,21 @@ class ChatFormat:
         return text
 
     def _template_ids(self, piece: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(piece, add_special_tokens=False) if piece else []
-        return ids
+        if piece not in self._ids:
+            self._ids[piece] = list(self.tokenizer.encode(piece, add_special_tokens=False)) if piece else []
+        return self._ids[piece]
 
     def _pieces(self, turns: Sequence[Turn]) -> list[str]:
-        """What the template writes before, between and after the texts: ``len(turns) + 1`` strings."""
+        """What the template writes before, between and after the texts: ``len(turns) + 1`` strings.
+
+        It depends on roles and images only, so each shape of conversation is rendered once.
+        """
+        shape = tuple((turn.role, turn.image) for turn in turns)
+        if shape not in self._known:
+            self._known[shape] = self._render(turns)
+        return self._known[shape]
+
+    def _render(self, turns: Sequence[Turn]) -> list[str]:
         sentinels = [f"\ue000{index}\ue001" for index in range(len(turns))]  # private-use: in no caption's way
         messages = [_message(turn, mark) for turn, mark in zip(turns, sentinels, strict=True)]
         rendered: str = self.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=self.template)
