@@ -1,0 +1,303 @@
+"""`adamllm`: a verb per stage, and `run` for all of them.
+
+Exit codes: 0 done, 2 wrong configuration or input, 75 stopped but resumable with the same command, 130 Ctrl-C
+(resumable too), 1 a bug.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adamllm_ray.config import RunConfig, config_schema, dump_config, load_config
+from adamllm_ray.errors import AdamLLMError, ConfigError
+from adamllm_ray.stages import planned, run_stages, stage_named
+
+if TYPE_CHECKING:
+    from adamllm_ray.data.run import Manifest, RunFolder
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Turn your own images and captions into a vision-language model that is good at your domain.\n\n"
+    "Start with the example:  [bold]adamllm run jobs/configs/quickstart.yaml[/bold]",
+)
+pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
+app.add_typer(pocket, name="pocket")
+
+console = Console()
+INTERRUPTED = 130
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run configuration in YAML.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. --set training.epochs=2. Repeatable."),
+]
+ForceNew = Annotated[
+    bool, typer.Option("--force-new", help="Move a folder made with other settings aside and start it again.")
+]
+
+
+@app.command()
+def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+    """Run every stage: ingest, synthesize, train, evaluate, report.
+
+    Finished stages are not done again, a killed one continues: after any interruption, give the same command.
+
+    Examples:
+
+      adamllm run jobs/configs/quickstart.yaml
+
+      adamllm run jobs/configs/own_data.yaml --set data.path=/data/xrays/pairs.json --set run.output=runs/xrays
+    """
+    settings = load_config(config, set_ or [])
+    folder = _folder(settings)
+    with _resumable(folder):
+        manifests: dict[str, Manifest] = {}
+        for number, stage in enumerate(planned(settings), 1):
+            console.print(f"[dim]{number}.[/dim] [bold]{stage.name:<11}[/bold] {stage.does}", highlight=False)
+        for stage, manifest, seconds in run_stages(settings, folder, force_new=force_new):
+            manifests[stage.name] = manifest
+            _print_done(stage.name, manifest, seconds)
+        _print_summary(settings, folder, manifests)
+
+
+def _stage_command(name: str, config: Path, set_: list[str] | None, force_new: bool) -> None:
+    settings = load_config(config, set_ or [])
+    folder = _folder(settings)
+    with _resumable(folder), folder.lock():
+        manifest = stage_named(name).run(settings, folder, force_new=force_new)
+    _print_done(name, manifest, manifest.seconds)
+
+
+@app.command()
+def ingest(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+    """Read images and captions, check every one of them, and write records.
+
+    A bad image or caption becomes a row with a verdict; nothing is dropped.
+
+    Example:  adamllm ingest my.yaml --set data.limit=100
+    """
+    _stage_command("ingest", config, set_, force_new)
+
+
+@app.command()
+def synthesize(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+    """Let the synthesizer write a task for each pair, and the judge compare its two answers.
+
+    Example:  adamllm synthesize my.yaml --set synthesis.engine.replicas=8 --set judge.engine.replicas=2
+    """
+    _stage_command("synthesize", config, set_, force_new)
+
+
+@app.command()
+def train(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+    """Post-train the base model on captions and kept tasks, in one stage, and export it.
+
+    Example:  adamllm train my.yaml --set training.workers=8 --set training.gpus_per_worker=1
+    """
+    _stage_command("train", config, set_, force_new)
+
+
+@app.command()
+def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+    """Ask the base and the adapted model the same questions and score them.
+
+    Example:  adamllm evaluate my.yaml --set evaluation.task=/data/xrays/test.parquet
+    """
+    settings = load_config(config, set_ or [])
+    if not settings.evaluation.task:
+        raise ConfigError("evaluation.task is empty: name a Parquet or JSONL file with questions, or 'pocket'")
+    _stage_command("evaluate", config, set_, force_new)
+    _print_scores(_folder(settings))
+
+
+@app.command()
+def report(config: ConfigPath, set_: Overrides = None) -> None:
+    """Write the HTML report of what is there so far. It opens from disk, without a network.
+
+    Example:  adamllm report jobs/configs/quickstart.yaml
+    """
+    from adamllm_ray.report.build import build_report
+
+    settings = load_config(config, set_ or [])
+    console.print(f"report: {build_report(settings, _folder(settings))}", soft_wrap=True)
+
+
+@app.command()
+def status(config: ConfigPath, set_: Overrides = None) -> None:
+    """Show which stages are finished, with their row counts and times.
+
+    Example:  adamllm status jobs/configs/quickstart.yaml
+    """
+    settings = load_config(config, set_ or [])
+    folder = _folder(settings)
+    table = Table(title=f"{settings.run.name} in {folder.uri}", title_justify="left")
+    for column in ("stage", "state", "rows in", "kept", "rejected", "failed", "seconds"):
+        table.add_column(column, justify="left" if column in ("stage", "state") else "right")
+    for stage in planned(settings):
+        place = folder.stage(stage.name)
+        manifest = place.manifest()
+        if manifest is None:
+            begun = folder.read(f"{stage.name}/fingerprint.json") is not None
+            table.add_row(stage.name, "[yellow]started[/yellow]" if begun else "[dim]not started[/dim]")
+        else:
+            counts = (manifest.rows_in, manifest.kept, manifest.rejected, manifest.failed)
+            table.add_row(stage.name, "[green]finished[/green]", *map(str, counts), f"{manifest.seconds:.0f}")
+    console.print(table)
+
+
+@app.command()
+def verify(config: ConfigPath, set_: Overrides = None) -> None:
+    """Compare the run's files with their manifests: sizes, checksums, missing and foreign files.
+
+    Exits with 1 when something differs. Example:  adamllm verify jobs/configs/quickstart.yaml
+    """
+    settings = load_config(config, set_ or [])
+    folder = _folder(settings)
+    problems = [problem for stage in planned(settings) for problem in folder.stage(stage.name).verify()]
+    for problem in problems:
+        console.print(f"[red]{escape(problem)}[/red]", soft_wrap=True)
+    if problems:
+        raise typer.Exit(1)
+    console.print("every file is as its manifest says")
+
+
+@app.command("config")
+def show_config(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="Print this one, resolved.")] = None,
+    set_: Overrides = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a configuration.")] = False,
+) -> None:
+    """Check a configuration and print it with every default written out, or print the schema.
+
+    Examples:
+
+      adamllm config my.yaml
+
+      adamllm config --schema > adamllm.schema.json
+    """
+    if schema:
+        typer.echo(json.dumps(config_schema(), indent=2))
+    elif config is None:
+        raise ConfigError("name a configuration to print, or ask for --schema")
+    else:
+        typer.echo(dump_config(load_config(config, set_ or [])), nl=False)
+
+
+@pocket.command("build")
+def pocket_build(
+    output: Annotated[Path, typer.Argument(help="Folder to build in; the models end up below it.")] = Path("runs/pocket"),
+    install: Annotated[bool, typer.Option("--install", help="Replace the models that ship with the package.")] = False,
+) -> None:
+    """Make the three pocket models again from nothing (about an hour on 2 cores). Resumable and deterministic.
+
+    Example:  adamllm pocket build runs/pocket
+    """
+    from adamllm_ray.pocket.build import build
+
+    with _resumable(None):
+        _print_json(build(output, install=install))
+
+
+@pocket.command("synthesizer")
+def pocket_synthesizer(
+    output: Annotated[Path, typer.Argument(help="Where to write the tuned synthesizer.")],
+) -> None:
+    """Tune a synthesizer from the shipped base model on general seed data (what `make quickstart FULL=1` does first).
+
+    Example:  adamllm pocket synthesizer runs/synthesizer
+    """
+    from adamllm_ray.pocket.build import tune_synthesizer
+
+    with _resumable(None):
+        _print_json(tune_synthesizer(output))
+
+
+def main() -> None:
+    """Entry point: known errors are printed without a traceback and give their own exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)  # click returns the code of typer.Exit
+    except AdamLLMError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own usage errors
+            Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(error.format_message())}")
+            sys.exit(2)
+        raise
+
+
+def _folder(config: RunConfig) -> RunFolder:
+    from adamllm_ray.data.run import RunFolder
+
+    return RunFolder(config.run.output)
+
+
+@contextmanager
+def _resumable(folder: RunFolder | None) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into an orderly stop that says how to go on."""
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except KeyboardInterrupt:
+        where = f" in {folder.uri}" if folder else ""
+        Console(stderr=True).print(
+            f"\n[yellow]interrupted.[/yellow] What is finished{where} is kept: the same command continues from here.",
+            soft_wrap=True,
+        )
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _terminate(_signal: int, _frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _print_done(name: str, manifest: Manifest, seconds: float) -> None:
+    accounted = f"{manifest.rows_in} rows in = {manifest.kept} kept + {manifest.rejected} rejected + {manifest.failed} failed"
+    console.print(f"[green]✓[/green] [bold]{name:<11}[/bold] {accounted}  [dim]{seconds:.0f} s[/dim]", highlight=False)
+
+
+def _print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Manifest]) -> None:
+    from adamllm_ray.report.build import build_report
+    from adamllm_ray.report.summary import funnel_lines
+
+    page = build_report(config, folder)
+    console.print()
+    if "evaluate" in manifests:
+        _print_scores(folder)
+    for line in funnel_lines(manifests):
+        console.print(line, highlight=False)
+    console.print(f"\nmodel:  {manifests['train'].extra['model']}\nreport: {page}", soft_wrap=True, highlight=False)
+
+
+def _print_scores(folder: RunFolder) -> None:
+    from adamllm_ray.report.summary import score_table
+
+    manifest = folder.stage("evaluate").manifest()
+    if manifest is not None:
+        console.print(score_table(manifest.extra))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    main()

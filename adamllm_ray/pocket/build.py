@@ -1,0 +1,235 @@
+"""Make the pocket models from nothing: tokenizer, vision tower, base, synthesizer, judge, and what they can do.
+
+    adamllm pocket build runs/pocket
+
+The models train with the package's own step loop (training/loop.py) in one process. Every part has a folder; a
+finished one holds done.json and is not made again, and training continues from its last checkpoint. Single precision,
+fixed seeds and a fixed number of threads give the same weights on the same kind of machine. The tower is warmed up
+first (linear heads on facts about general pictures): it stands in for the CLIP pretraining of a real tower.
+
+Nothing here sees a satellite picture or a domain caption; only the last step measures on them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adamllm_ray import progress
+from adamllm_ray.config import PartSection, TrainingSection
+from adamllm_ray.data.run import code_version
+from adamllm_ray.pocket.architecture import Size, build_judge, build_processor, build_tokenizer, build_vlm
+from adamllm_ray.ray_runtime import prepare_environment
+
+THREADS = 2
+CHECKPOINT_EVERY = 200  # steps
+WEIGHTS = Path(__file__).parent / "weights"
+MODELS = ("base", "synthesizer", "judge")
+STEPS = {"tower": 1500, "text": 250, "base": 1500, "synthesizer": 300, "judge": 400}
+_CODE = [f"adamllm_ray.pocket.{name}" for name in ("architecture", "curriculum", "language", "regions", "world")]
+
+
+def build(output: Path, *, install: bool = False) -> dict[str, Any]:
+    """Make all three models below ``output`` and measure them. Returns the figures; with ``install`` ships them."""
+    _prepare()
+    output.mkdir(parents=True, exist_ok=True)
+    _part(output, "tokenizer", _make_tokenizer)
+    _part(output, "tower", _make_tower)
+    _part(output, "base", _make_base)
+    _part(output, "synthesizer", lambda folder: _make_synthesizer(folder, output / "base"))
+    _part(output, "judge", lambda folder: _make_judge(folder, output / "base"))
+    from adamllm_ray.pocket.gates import measure
+
+    figures = measure({name: output / name for name in MODELS})
+    figures["seconds"] = {name: json.loads((output / name / "done.json").read_text())["seconds"] for name in MODELS}
+    (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    if install:
+        _install(output)
+    return figures
+
+
+def tune_synthesizer(output: Path) -> dict[str, Any]:
+    """Tune a synthesizer from the shipped base model, as ``build`` does. Returns its figures."""
+    _prepare()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    _part(output.parent, output.name, lambda folder: _make_synthesizer(folder, WEIGHTS / "base"))
+    from adamllm_ray.pocket.gates import measure_synthesizer
+
+    return measure_synthesizer(output)
+
+
+def _prepare() -> None:
+    prepare_environment()
+    import torch
+
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _part(output: Path, name: str, make: Callable[[Path], dict[str, Any]]) -> None:
+    """Make one part in its folder unless it is there, made by this very code."""
+    folder = output / name
+    marker = folder / "done.json"
+    version = code_version(*_CODE)
+    if marker.exists() and json.loads(marker.read_text())["code"] == version:
+        return
+    if marker.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(exist_ok=True)
+    started = time.monotonic()
+    figures = make(folder)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    done = {"code": version, "seconds": round(time.monotonic() - started), **figures}
+    marker.write_text(json.dumps(done, indent=2) + "\n")
+
+
+def _install(output: Path) -> None:
+    for name in MODELS:
+        target = WEIGHTS / name
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(output / name, target, ignore=shutil.ignore_patterns("done.json", "checkpoints"))
+    shutil.copy(output / "figures.json", WEIGHTS / "figures.json")
+
+
+def _section(batch: int, learning_rate: float, tower_rate: float | None = None) -> TrainingSection:
+    return TrainingSection(
+        global_batch=batch,
+        micro_batch=batch,
+        max_length=1024,
+        learning_rate=learning_rate,
+        schedule="cosine",
+        warmup_share=0.05,
+        min_lr_share=0.05,
+        weight_decay=0.05,
+        betas=(0.9, 0.98),
+        precision="fp32",
+        zero_stage=0,
+        vision_tower=PartSection(learning_rate=tower_rate),
+    )
+
+
+def _make_tokenizer(folder: Path) -> dict[str, Any]:
+    from adamllm_ray.pocket.curriculum import vocabulary
+
+    tokenizer = build_tokenizer(vocabulary(), 1000)
+    tokenizer.save_pretrained(folder)
+    return {"vocabulary": len(tokenizer)}
+
+
+def _load_tokenizer(output: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(output / "tokenizer")
+
+
+def _make_tower(folder: Path) -> dict[str, Any]:
+    """Warm-up of the vision tower with linear heads; the heads are thrown away."""
+    from safetensors.torch import save_file
+
+    from adamllm_ray.pocket.tower import TowerWarmup, WarmupSteps
+
+    model = build_vlm(len(_load_tokenizer(folder.parent)), Size())
+    warmup = TowerWarmup(model.model.vision_tower)
+    section = _section(128, 2e-3)
+    loss = _run(folder, "tower", warmup, section, WarmupSteps(warmup.slots, STEPS["tower"]))
+    save_file(warmup.tower.state_dict(), folder / "tower.safetensors")
+    return {"loss": loss, "held_out": warmup.held_out()}
+
+
+def _make_base(folder: Path) -> dict[str, Any]:
+    """Reading first, then pictures and reading together with a slower tower."""
+    from safetensors.torch import load_file
+
+    from adamllm_ray.models.chat import ChatFormat
+    from adamllm_ray.models.checkpoint import export_model
+    from adamllm_ray.pocket.curriculum import Curriculum, Steps
+    from adamllm_ray.training.collate import Collator
+    from adamllm_ray.training.parts import prepare_parts
+
+    tokenizer = _load_tokenizer(folder.parent)
+    processor = build_processor(tokenizer, Size())
+    model = build_vlm(len(tokenizer), Size())
+    model.model.vision_tower.load_state_dict(load_file(folder.parent / "tower" / "tower.safetensors"))
+    school = Curriculum(ChatFormat(tokenizer))
+    collator = Collator(processor, 1024, cache_bytes=2 << 30)
+    reading = _section(64, 2e-3)
+    _run(folder, "text", model, reading, Steps("text", school.text, collator, reading, STEPS["text"]))
+    section = _section(40, 1.5e-3, 4.5e-4)
+    steps = Steps("base", school.general, collator, section, STEPS["base"])
+    loss = _run(folder, "base", model, section, steps, prepare_parts(model, section).groups)
+    export_model(model, processor, folder)
+    return {"loss": loss}
+
+
+def _make_synthesizer(folder: Path, base: Path) -> dict[str, Any]:
+    """The base model tuned on general seed data, every token after the caption learnt (paper section 3.1.1)."""
+    from adamllm_ray.models.chat import ChatFormat
+    from adamllm_ray.models.checkpoint import export_model, load_vlm
+    from adamllm_ray.pocket.curriculum import Curriculum, Steps
+    from adamllm_ray.training.collate import Collator
+    from adamllm_ray.training.parts import prepare_parts
+
+    model, processor = load_vlm(base, "float32")
+    school = Curriculum(ChatFormat(processor.tokenizer))
+    section = _section(32, 7e-4, 1e-4)
+    steps = Steps("seed", school.seed, Collator(processor, 1024, cache_bytes=1 << 30), section, STEPS["synthesizer"])
+    loss = _run(folder, "synthesizer", model, section, steps, prepare_parts(model, section).groups)
+    export_model(model, processor, folder)
+    return {"loss": loss}
+
+
+def _make_judge(folder: Path, base: Path) -> dict[str, Any]:
+    """The base model's language half, tuned to compare two answers."""
+    from adamllm_ray.models.chat import ChatFormat
+    from adamllm_ray.models.checkpoint import export_model, load_vlm
+    from adamllm_ray.pocket.curriculum import Curriculum, Steps
+    from adamllm_ray.training.collate import Collator
+
+    vlm, processor = load_vlm(base, "float32")
+    tokenizer = processor.tokenizer
+    model = build_judge(len(tokenizer), Size())
+    model.model.load_state_dict(vlm.model.language_model.state_dict())
+    model.lm_head.load_state_dict(vlm.lm_head.state_dict())
+    school = Curriculum(ChatFormat(tokenizer))
+    section = _section(96, 1e-3)
+    steps = Steps("judge", school.judged, Collator(tokenizer, 1024), section, STEPS["judge"])
+    loss = _run(folder, "judge", model, section, steps)
+    export_model(model, tokenizer, folder)
+    return {"loss": loss}
+
+
+def _run(folder: Path, name: str, model: Any, section: TrainingSection, source: Any, groups: Any = None) -> float:
+    """Train, with a checkpoint every few steps to continue from. Returns the mean loss of the last 50 steps."""
+    from adamllm_ray.training.loop import StepLoop, StepReport
+
+    loop = StepLoop(model, section, steps=source.steps, groups=groups)
+    place = folder / "checkpoints" / name
+    losses: list[float] = []
+    start = 0
+    if (place / "newest.json").exists():
+        state = loop.load(place / json.loads((place / "newest.json").read_text())["folder"])
+        start, losses = state["step"], state["losses"]
+
+    def after(report: StepReport) -> None:
+        losses.append(report.loss)
+        bar.update(report.step, f"loss {sum(losses[-50:]) / len(losses[-50:]):.3f}")
+        if report.step % CHECKPOINT_EVERY == 0 or report.step == source.steps:
+            _save(loop, place, report.step, losses)
+
+    with progress.task(name, source.steps) as bar:
+        loop.run(source, start=start, on_step=after)
+    return round(sum(losses[-50:]) / len(losses[-50:]), 4)
+
+
+def _save(loop: Any, place: Path, step: int, losses: list[float]) -> None:
+    loop.save(place / f"step-{step}", {"step": step, "losses": losses[-50:]})
+    pointer = place / "newest.json"
+    pointer.with_suffix(".tmp").write_text(json.dumps({"folder": f"step-{step}"}))
+    pointer.with_suffix(".tmp").replace(pointer)
+    for old in place.glob("step-*"):
+        if old.name != f"step-{step}":
+            shutil.rmtree(old)

@@ -1,0 +1,196 @@
+"""The pocket domain: satellite chips with templated captions to train on, and a VQA test set with known answers.
+
+`training_pairs` is what a user's folder of images and captions would be; `test_questions` is the benchmark. The
+gold facts travel in ``meta`` and are read only by `check_triplet`, for the report: no model and no filter sees them.
+
+Mean colour solves climate and land share, so most questions are ones that it cannot answer: on which side the water
+lies, how many land areas there are, island or mainland, lake or sea, which half is higher.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from adamllm_ray.data.record import uniform
+from adamllm_ray.pocket import language
+from adamllm_ray.pocket.chips import CLIMATES, STRIDE_PX, WATERS, Chip, Split, all_chips
+from adamllm_ray.pocket.language import Fact
+
+DEFAULT_PAIRS = 1600
+QUESTIONS_PER_ANSWER = 28  # of each (question type, answer), as far as the test region has them
+ALSO_CLOSED = {"side", "count", "half"}  # kinds that are asked both openly and as yes/no
+NAMES = {
+    ("side", "water"): "water side",
+    ("count", "land"): "land areas",
+    ("island", "land"): "island",
+    ("type", "water"): "lake or sea",
+    ("half", "higher"): "higher half",
+    ("share", "land"): "land share",
+    ("type", "climate"): "climate",
+}
+_SEED = 20261123
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image-caption pair as a source yields it."""
+
+    key: str
+    image_bytes: bytes  # PNG, 60 x 60 px
+    caption: str
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TestQuestion:
+    """One benchmark question. ``choices`` are all answers that are possible for its type."""
+
+    id: str
+    image_bytes: bytes
+    question: str
+    answer: str
+    type: str
+    kind: str  # "open" | "closed"
+    choices: tuple[str, ...]
+
+
+def training_pairs(limit: int | None = None) -> Iterator[Pair]:
+    """Chips of the training regions with captions, rare facts preferred; the same ones every time."""
+    for chip in _varied(all_chips("train"), limit or DEFAULT_PAIRS):
+        caption, _ = language.caption_and_task(_told(chip), Random(f"{_SEED}-caption-{chip.key}"))
+        yield Pair(chip.key, png(chip), caption, {"facts": [[f.kind, f.noun, f.value] for f in chip.facts]})
+
+
+def test_questions(limit: int | None = None) -> Iterator[TestQuestion]:
+    """The benchmark: questions about chips of the test regions, answers balanced within a type as far as they exist."""
+    questions = _balanced("test", QUESTIONS_PER_ANSWER)
+    yield from questions[:limit]
+
+
+def train_questions() -> Iterator[TestQuestion]:
+    """Labelled questions about training chips. Only the colour baseline is fitted on them, never a model."""
+    yield from _balanced("train", 4 * QUESTIONS_PER_ANSWER)
+
+
+def check_triplet(meta: dict[str, Any], question: str, informative: str, precise: str) -> bool | None:
+    """Whether both answers of a synthesized task are true of the chip; None when the question is not about a fact."""
+    for fact in facts_from(meta):
+        for asked in _questions_about(fact):
+            if asked.text == question.strip():
+                said = precise.strip().rstrip(".").lower()
+                return said == asked.precise and _says(informative, fact)
+    return None
+
+
+def facts_from(meta: dict[str, Any]) -> list[Fact]:
+    """The gold facts that a pair carries."""
+    return [_fact(kind, noun, value) for kind, noun, value in meta.get("facts", [])]
+
+
+def png(chip: Chip) -> bytes:
+    """The chip as PNG bytes."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(chip.pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _told(chip: Chip) -> list[Fact]:
+    """At most four facts of a chip, drawn by hash: what its caption tells."""
+    drawn = sorted(chip.facts, key=lambda fact: uniform(_SEED, "told", chip.key, fact.kind, fact.noun))
+    return drawn[:4]
+
+
+def _varied(chips: tuple[Chip, ...], number: int) -> list[Chip]:
+    """A weighted draw without replacement (Efraimidis and Spirakis 2006): weight = rarity of the chip's facts."""
+    frequency: dict[tuple[str, str, str], int] = {}
+    for chip in chips:
+        for fact in chip.facts:
+            frequency[_name(fact)] = frequency.get(_name(fact), 0) + 1
+
+    def order(chip: Chip) -> float:
+        weight = max(1 / frequency[_name(fact)] for fact in chip.facts)
+        return float(uniform(_SEED, "varied", chip.key) ** (1 / (weight * 1000)))
+
+    return sorted(chips, key=order, reverse=True)[:number]
+
+
+def _name(fact: Fact) -> tuple[str, str, str]:
+    return fact.kind, fact.noun, fact.value
+
+
+def _balanced(split: Split, per_answer: int) -> list[TestQuestion]:
+    groups: dict[tuple[str, str], list[TestQuestion]] = {}
+    for chip in sorted(all_chips(split), key=_test_order):
+        for fact in chip.facts:
+            for name, asked, choices in _ask(chip, fact):
+                group = groups.setdefault((name, asked.precise), [])
+                if len(group) < per_answer:
+                    key = f"{chip.key}-{name.replace(', ', '-').replace(' ', '-').replace('/', '-')}"
+                    picture = png(chip)
+                    group.append(TestQuestion(key, picture, asked.text, asked.precise, name, asked.kind, choices))
+    return [question for key in sorted(groups) for question in groups[key]]
+
+
+def _test_order(chip: Chip) -> tuple[bool, float]:
+    """Chips of a coarse grid first, so that neighbours overlap as little as the numbers allow."""
+    row, column = int(chip.key[1:5]), int(chip.key[6:10])
+    fine = bool(row % (4 * STRIDE_PX) or column % (4 * STRIDE_PX))
+    return fine, uniform(_SEED, "test", chip.key)
+
+
+def _ask(chip: Chip, fact: Fact) -> list[tuple[str, language.Question, tuple[str, ...]]]:
+    """(type, question, choices) for a fact: the open form and, where there is one, a closed form."""
+    name = NAMES[fact.kind, fact.noun]
+    asked = [(name, language.open_question(fact), fact.values)]
+    if fact.kind in ALSO_CLOSED:
+        true = uniform(_SEED, "closed", chip.key, fact.kind) < 0.5
+        value = fact.value if true else fact.other(Random(f"{_SEED}-{chip.key}-{fact.kind}"))
+        asked.append((f"{name}, yes/no", language.closed_question(fact, value), ("yes", "no")))
+    return asked
+
+
+def _fact(kind: str, noun: str, value: str) -> Fact:
+    values = {"climate": CLIMATES, "water": WATERS}
+    makers = {
+        "side": lambda: language.side(noun, value),
+        "count": lambda: language.count(noun, value),
+        "island": lambda: language.island(noun, value == "yes"),
+        "half": lambda: language.half(noun, value),
+        "share": lambda: language.share(noun, value),
+        "type": lambda: language.type_of(noun, value, values[noun]),
+    }
+    return makers[kind]()
+
+
+def _questions_about(fact: Fact) -> list[language.Question]:
+    asked = [language.open_question(fact)]
+    if "sure" in language.styles(fact):
+        values = language.HALVES if fact.kind == "half" else fact.values
+        asked += [language.closed_question(fact, value) for value in values]
+    return asked
+
+
+def _says(informative: str, fact: Fact) -> bool:
+    """Whether the text names the true value and no other value of the same kind."""
+    words = set(re.findall(r"[a-z]+", informative.lower()))
+    if fact.kind == "island":
+        return ("not" in words) == (fact.value == "no")
+    values = language.HALVES if fact.kind == "half" else fact.values
+    return fact.value in words and not words & (set(values) - {fact.value})
+
+
+def describe() -> str:
+    """Counts of questions per type and answer, as JSON; for the log of a build."""
+    counts: dict[str, dict[str, int]] = {}
+    for question in test_questions():
+        kind = counts.setdefault(question.type, {})
+        kind[question.answer] = kind.get(question.answer, 0) + 1
+    return json.dumps(counts)
