@@ -89,7 +89,7 @@ class ChatFormat:
         self.stop_ids: list[int] = sorted({self.turn_end[0], self.eos_id})
         structure = {self.image_token_id, self.eos_id, *self.turn_end, *self.user_open, *self.assistant_open}
         added: dict[int, Any] = tokenizer.added_tokens_decoder
-        self._reserved: dict[int, str] = {index: str(added[index]) for index in structure & added.keys()}
+        self._reserved: dict[int, str] = {index: str(token) for index, token in added.items() if index in structure}
 
     def encode(self, turns: Sequence[Turn]) -> Encoded:
         """Ids of a finished conversation, each turn closed; the image placeholder is one token (not expanded)."""
