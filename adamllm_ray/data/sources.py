@@ -38,6 +38,7 @@ from adamllm_ray.errors import ImageRefused, SourceError
 PARQUET_BATCH_ROWS = 32
 MAX_META_BYTES = 64 << 10  # of one binary value; longer ones are left out of meta, their length is noted
 TAIL_BYTES = 64 << 10
+POCKET_MODULES = ("domain", "chips", "language", "regions")  # what decides the chips and their captions
 _USERS, _ASSISTANTS = {"user", "human"}, {"assistant", "gpt", "model"}
 _PAIR_FIELDS = {"images", "image", "messages", "conversations", "caption"}
 
@@ -87,7 +88,7 @@ def source_fingerprint(data: DataSection) -> dict[str, Any]:
         return {"files": len(parts), "sha256": hashlib.sha256(json.dumps(parts).encode()).hexdigest()}
     from adamllm_ray.data.run import code_version
 
-    return {"pocket": code_version("adamllm_ray.pocket.domain")}
+    return {"pocket": code_version(*(f"adamllm_ray.pocket.{name}" for name in POCKET_MODULES))}
 
 
 class ImageFolder:

@@ -403,3 +403,8 @@ def test_fingerprint_follows_the_content(tmp_path: Path) -> None:
     first = source_fingerprint(section)
     parquet(tmp_path / "p", {"image": [PNG], "caption": ["d"]})
     assert source_fingerprint(section) != first
+
+
+def test_pocket_fingerprint_is_its_code() -> None:
+    print_of_code = source_fingerprint(DataSection(format="pocket"))
+    assert len(print_of_code["pocket"]) == 16
