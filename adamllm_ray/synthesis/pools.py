@@ -19,7 +19,7 @@ from adamllm_ray.errors import ConfigError
 if TYPE_CHECKING:
     from adamllm_ray.config import EngineSection
 
-IO_CPUS = 0.05  # of one read or write task: they wait for the disk
+IO_CPUS = 0.1  # of one read or write task: they wait for the disk
 RESERVED_CPUS = 2.25  # Ray Data's repartition task and resume filter take one each, whatever we say; reads and writes
 
 Pools = Mapping[str, "tuple[EngineSection, int]"]
@@ -57,17 +57,20 @@ def cpu_share(pools: Pools, capacity: Mapping[str, float]) -> float:
         raise ConfigError(_too_small("GPUs", gpus, total_gpus, pools))
     if cpus > total_cpus:
         raise ConfigError(_too_small("CPUs", cpus, total_cpus, pools))
-    left = total_cpus - IO_RESERVE - RESUME_FILTER_CPUS
+    left = total_cpus - RESERVED_CPUS
     if left <= 0:
-        raise ConfigError(
-            f"Ray has {total_cpus:g} CPUs; reading, writing and resuming alone take more: give it at least 2"
-        )
+        raise ConfigError(f"Ray has {total_cpus:g} CPUs; reading and resuming alone reserve 2: give it at least 3")
     return min(1.0, left / cpus) if cpus else 1.0
 
 
 def concurrent_calls(settings: EngineSection, rows_per_block: int) -> int:
     """Blocks in work at one replica: enough rows to fill it while the last ones of a block finish."""
     return min(16, 1 + math.ceil(settings.max_num_seqs / rows_per_block))
+
+
+def write_tasks() -> int:
+    """Blocks written at the same time. Few on a laptop, where each task more is a Python process more to start."""
+    return max(2, int(cluster_capacity().get("CPU", 0.0) // 4))
 
 
 def _arguments(settings: EngineSection, rows_per_block: int, share: float) -> dict[str, Any]:
