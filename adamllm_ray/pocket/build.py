@@ -29,7 +29,7 @@ THREADS = 2
 CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("base", "synthesizer", "judge")
-STEPS = {"tower": 1500, "text": 250, "base": 1500, "synthesizer": 300, "judge": 400}
+STEPS = {"tower": 1200, "text": 400, "base": 1300, "synthesizer": 300, "judge": 300}
 _CODE = [f"adamllm_ray.pocket.{name}" for name in ("architecture", "curriculum", "language", "regions", "world")]
 
 
@@ -135,7 +135,7 @@ def _make_tower(folder: Path) -> dict[str, Any]:
     model = build_vlm(len(_load_tokenizer(folder.parent)), Size())
     warmup = TowerWarmup(model.model.vision_tower)
     section = _section(128, 2e-3)
-    loss = _run(folder, "tower", warmup, section, WarmupSteps(warmup.slots, STEPS["tower"]))
+    loss = _run(folder, "tower", warmup, section, WarmupSteps(warmup.grid, STEPS["tower"]))
     save_file(warmup.tower.state_dict(), folder / "tower.safetensors")
     return {"loss": loss, "held_out": warmup.held_out()}
 
@@ -156,9 +156,9 @@ def _make_base(folder: Path) -> dict[str, Any]:
     model.model.vision_tower.load_state_dict(load_file(folder.parent / "tower" / "tower.safetensors"))
     school = Curriculum(ChatFormat(tokenizer))
     collator = Collator(processor, 1024, cache_bytes=2 << 30)
-    reading = _section(64, 2e-3)
+    reading = _section(48, 2e-3)
     _run(folder, "text", model, reading, Steps("text", school.text, collator, reading, STEPS["text"]))
-    section = _section(40, 1.5e-3, 4.5e-4)
+    section = _section(32, 1.5e-3, 4.5e-4)
     steps = Steps("base", school.general, collator, section, STEPS["base"])
     loss = _run(folder, "base", model, section, steps, prepare_parts(model, section).groups)
     export_model(model, processor, folder)
@@ -175,7 +175,7 @@ def _make_synthesizer(folder: Path, base: Path) -> dict[str, Any]:
 
     model, processor = load_vlm(base, "float32")
     school = Curriculum(ChatFormat(processor.tokenizer))
-    section = _section(32, 7e-4, 1e-4)
+    section = _section(24, 7e-4, 1e-4)
     steps = Steps("seed", school.seed, Collator(processor, 1024, cache_bytes=1 << 30), section, STEPS["synthesizer"])
     loss = _run(folder, "synthesizer", model, section, steps, prepare_parts(model, section).groups)
     export_model(model, processor, folder)
@@ -195,7 +195,7 @@ def _make_judge(folder: Path, base: Path) -> dict[str, Any]:
     model.model.load_state_dict(vlm.model.language_model.state_dict())
     model.lm_head.load_state_dict(vlm.lm_head.state_dict())
     school = Curriculum(ChatFormat(tokenizer))
-    section = _section(96, 1e-3)
+    section = _section(64, 1e-3)
     steps = Steps("judge", school.judged, Collator(tokenizer, 1024), section, STEPS["judge"])
     loss = _run(folder, "judge", model, section, steps)
     export_model(model, tokenizer, folder)
@@ -211,7 +211,8 @@ def _run(folder: Path, name: str, model: Any, section: TrainingSection, source: 
     losses: list[float] = []
     start = 0
     if (place / "newest.json").exists():
-        state = loop.load(place / json.loads((place / "newest.json").read_text())["folder"])
+        state = json.loads((place / "newest.json").read_text())
+        loop.load(place / f"step-{state['step']}")
         start, losses = state["step"], state["losses"]
 
     def after(report: StepReport) -> None:
@@ -226,9 +227,9 @@ def _run(folder: Path, name: str, model: Any, section: TrainingSection, source: 
 
 
 def _save(loop: Any, place: Path, step: int, losses: list[float]) -> None:
-    loop.save(place / f"step-{step}", {"step": step, "losses": losses[-50:]})
+    loop.save(place / f"step-{step}")
     pointer = place / "newest.json"
-    pointer.with_suffix(".tmp").write_text(json.dumps({"folder": f"step-{step}"}))
+    pointer.with_suffix(".tmp").write_text(json.dumps({"step": step, "losses": losses[-50:]}))
     pointer.with_suffix(".tmp").replace(pointer)
     for old in place.glob("step-*"):
         if old.name != f"step-{step}":

@@ -1,17 +1,18 @@
 """What each pocket model is trained on: examples made by step number, and the batches of them.
 
 Every example of step n depends on (recipe, n) only, so a build that was interrupted continues as if it had not been,
-and no example is ever kept in memory.
+and no example is ever kept in memory. Reading starts with captions of one fact and ends with four: a small language
+model finds out how to look a word up in the text before it when there is little to look through, and otherwise only
+learns the form (benchmarks/LOG.md).
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from random import Random
-
-import numpy as np
 
 from adamllm_ray.config import TrainingSection
 from adamllm_ray.models.chat import ChatFormat, Turn
@@ -24,6 +25,7 @@ from adamllm_ray.training.batches import micro_batches
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.conversations import (
     CAPTION_REQUESTS,
+    IGNORE,
     Example,
     completion_example,
     conversation_example,
@@ -33,9 +35,10 @@ from adamllm_ray.training.conversations import (
 
 PICTURES = 12_000
 HELD_OUT = 1_000_000  # pictures from this number on are never trained on
+QUESTIONS = 6  # per text or picture
 BLANK_SHARE = 0.1  # paper appendix F
 
-Maker = Callable[[Random], Example]
+Maker = Callable[[Random, float], Example]
 
 
 @lru_cache(maxsize=2 * PICTURES)
@@ -62,41 +65,46 @@ def _png(image: object) -> bytes:
 
 
 class Curriculum:
-    """Makers of examples for one tokenizer. Each takes a `Random` and returns one example."""
+    """Makers of examples for one tokenizer. Each takes a `Random` and the share of the training that is done."""
 
     def __init__(self, chat: ChatFormat) -> None:
         self.chat = chat
         self._labels = label_ids(chat.tokenizer)
 
-    def text(self, random: Random) -> Example:
-        """Reading: a caption about anything, then questions about it; every token is learnt, as in pretraining."""
-        facts = world.text_facts(random)
-        caption, _ = language.caption_and_task(facts, random)
-        turns = [Turn("user", random.choice(CAPTION_REQUESTS)), Turn("assistant", caption)]
-        for fact in random.sample(facts, 2):
-            turns += _asked(language.any_question(fact, random), random)
-        return conversation_example(self.chat, turns, "all")
+    def text(self, random: Random, done: float) -> Example:
+        """Reading: a caption about anything, then short questions about it, which carry the loss."""
+        facts = world.text_facts(random)[: 1 if done < 0.2 else 2 if done < 0.4 else 3 if done < 0.6 else 4]
+        return self._reading(facts, random)
 
-    def seeing(self, random: Random) -> Example:
+    def general(self, random: Random, done: float) -> Example:
+        """What the base model is trained on: three pictures for each text."""
+        return self._reading(world.text_facts(random), random) if random.random() < 0.25 else self.seeing(random, done)
+
+    def seeing(self, random: Random, done: float) -> Example:
         """General instruction data: questions about a picture, a caption, or both."""
         data, facts = picture(random.randrange(PICTURES))
         caption, _ = language.caption_and_task(list(facts[:4]), random)
         described = [Turn("user", random.choice(CAPTION_REQUESTS)), Turn("assistant", caption)]
         turns: list[Turn] = []
         kind = random.random()
-        if kind >= 0.15:
-            for fact in random.sample(facts, min(4, len(facts))):
+        if kind >= 0.08:
+            for fact in random.choices(facts, k=QUESTIONS):
                 turns += _asked(language.any_question(fact, random), random)
-        if kind < 0.30:
+        if kind < 0.16:
             turns += described
         turns[0] = Turn("user", turns[0].text, image=True)
         return conversation_example(self.chat, turns, "assistant", image=data)
 
-    def general(self, random: Random) -> Example:
-        """What the base model is trained on: three pictures for each text."""
-        return self.text(random) if random.random() < 0.2 else self.seeing(random)
+    def _reading(self, facts: list[Fact], random: Random) -> Example:
+        caption, _ = language.caption_and_task(facts, random)
+        turns = [Turn("user", random.choice(CAPTION_REQUESTS)), Turn("assistant", caption)]
+        for fact in random.choices(facts, k=QUESTIONS):
+            turns += _asked(language.any_question(fact, random), random)
+        example = conversation_example(self.chat, turns, "assistant")
+        start = self.chat.encode(turns[:2]).turns[1].stop  # the caption is given, not learnt
+        return replace(example, labels=[IGNORE] * start + example.labels[start:])
 
-    def seed(self, random: Random) -> Example:
+    def seed(self, random: Random, done: float) -> Example:
         """Seed data of the synthesizer in the paper's layout: general pictures, and captions about anything.
 
         A caption that belongs to no picture comes with a blank one, like the paper's 10 % replaced images: the model
@@ -114,7 +122,7 @@ class Curriculum:
         )
         return conversation_example(self.chat, turns, "synthesizer", image=data)
 
-    def judged(self, random: Random) -> Example:
+    def judged(self, random: Random, done: float) -> Example:
         """A question with two answers and whether they agree."""
         prompt, label = self.judge_case(random)
         return completion_example(prompt, [self._labels[label], self.chat.eos_id])
@@ -136,7 +144,7 @@ class Curriculum:
 
 
 def _asked(question: language.Question, random: Random) -> list[Turn]:
-    short = random.random() < 0.7
+    short = random.random() < 0.8
     answer = question.precise if short else joined_answer(question.informative, question.precise)
     return [Turn("user", question.text), Turn("assistant", answer)]
 
@@ -186,7 +194,8 @@ class Steps:
     def load(self, step: int) -> list[Batch]:
         """Micro-batches of step ``step`` (from 0) for a single worker."""
         random = Random(f"{self.name}-{step}")
-        window = [self.maker(random) for _ in range(self.section.global_batch)]
+        done = step / self.steps
+        window = [self.maker(random, done) for _ in range(self.section.global_batch)]
         parts = micro_batches(window, self.section, 0, 1, lambda example: len(example.ids))
         return [self.collator(part) for part in parts]
 
@@ -202,27 +211,3 @@ def held_out_questions(count: int) -> list[tuple[bytes, language.Question, str]]
             closed = ", yes/no" if question.kind == "closed" and fact.kind != "island" else ""
             asked.append((data, question, fact.kind + closed))
     return asked
-
-
-def tower_targets(numbers: np.ndarray, slots: dict[tuple[str, str], tuple[int, int]]) -> list[tuple[int, int, int, int]]:
-    """(row, first slot, last slot + 1, right slot) for every fact of the pictures: labels of the tower's warm-up."""
-    targets = []
-    for row, number in enumerate(numbers):
-        for fact in picture(int(number))[1]:
-            low, high = slots[fact.kind, fact.noun]
-            targets.append((row, low, high, low + _values(fact).index(fact.value)))
-    return targets
-
-
-def fact_slots(numbers: range) -> dict[tuple[str, str], tuple[int, int]]:
-    """A range of output slots for each (kind, noun) that occurs in these pictures, one slot per value."""
-    values = {(fact.kind, fact.noun): _values(fact) for number in numbers for fact in picture(number)[1]}
-    slots, first = {}, 0
-    for key in sorted(values):
-        slots[key] = (first, first + len(values[key]))
-        first += len(values[key])
-    return slots
-
-
-def _values(fact: Fact) -> tuple[str, ...]:
-    return language.HALVES if fact.kind == "half" else fact.values

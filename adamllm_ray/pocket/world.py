@@ -55,10 +55,22 @@ _YY, _XX = np.mgrid[0:IMAGE_SIDE, 0:IMAGE_SIDE].astype(np.float32) / IMAGE_SIDE
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A procedural picture and what is true of it, the more telling facts first; captions use the first four."""
+    """A procedural picture and what is true of it.
 
-    pixels: Pixels  # (60, 60, 3)
+    Attributes:
+        pixels: (60, 60, 3).
+        facts: the more telling ones first; captions use the first four.
+        mask: (60, 60), True where the front region is.
+        front, back: colour names.
+        light: the half that is brighter, or None.
+    """
+
+    pixels: Pixels
     facts: tuple[Fact, ...]
+    mask: regions.Mask
+    front: str
+    back: str
+    light: str | None
 
 
 def picture(seed: int) -> Picture:
@@ -71,7 +83,8 @@ def picture(seed: int) -> Picture:
         light = _light(random)
         facts = _facts(mask, front, back, pattern, light, random)
         if len(facts) >= 3:
-            return Picture(_paint(mask, front, back, pattern, light, random), tuple(facts))
+            pixels = _paint(mask, front, back, pattern, light, random)
+            return Picture(pixels, tuple(facts), mask, front, back, light[0] if light else None)
 
 
 def text_facts(random: Random) -> list[Fact]:
