@@ -30,16 +30,16 @@ def summarise(
     """The scores of a predictions table.
 
     Args:
-        rows: one per (model, question) with id, model, type, score (0 or 1; None when the question itself could not
-            be used, which leaves it out for every model), parsed, recall.
+        rows: one per (model, question) with question_id, model, type, parsed, recall and score (0 or 1; None when
+            the question itself could not be used, which leaves it out for every model).
         baselines: fitted on the same questions.
         samples: bootstrap resamples.
         seed: of the bootstrap.
     """
-    unusable = {row["id"] for row in rows if row["score"] is None}
+    unusable = {row["question_id"] for row in rows if row["score"] is None}
     models: dict[str, dict[str, list[Row]]] = {name: defaultdict(list) for name in MODELS}
-    for row in sorted(rows, key=lambda row: row["id"]):
-        if row["id"] not in unusable:
+    for row in sorted(rows, key=lambda row: row["question_id"]):
+        if row["question_id"] not in unusable:
             models[row["model"]][row["type"]].append(row)
     types = sorted(models["base"])
     return {
@@ -99,7 +99,7 @@ def _difference(
 
 
 def _paired(base: Sequence[Row], adapted: Sequence[Row]) -> list[tuple[int, int]]:
-    if [row["id"] for row in base] != [row["id"] for row in adapted]:
+    if [row["question_id"] for row in base] != [row["question_id"] for row in adapted]:
         raise ValueError("the two models were not asked the same questions")
     return list(zip(_values(base), _values(adapted), strict=True))
 
@@ -112,7 +112,7 @@ def _gain(pairs: Sequence[tuple[int, int]], samples: int, seed: int) -> dict[str
 
 def _baseline(item: Baseline, groups: Mapping[str, list[Row]], types: Sequence[str]) -> dict[str, Any]:
     """Over exactly the questions that the models were scored on."""
-    values = {name: [item.values[row["id"]] for row in groups[name]] for name in types}
+    values = {name: [item.values[row["question_id"]] for row in groups[name]] for name in types}
     shares = {name: sum(group) / len(group) for name, group in values.items()}
     everything = [value for group in values.values() for value in group]
     return {

@@ -65,6 +65,7 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
         keep_rate=facts.keep_rate(found.manifests),
         verdicts=_verdict_rows(found.manifests),
         mixture=_mixture(found.values("train")),
+        parts=found.values("train").get("parts") or [],
         right=found.right,
         cards=cards,
         stages=_stage_rows(found.manifests),
@@ -94,12 +95,12 @@ def _verdict_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
 
 
 def _mixture(train: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Requested and realised share per kind of example."""
-    requested, realised = train.get("requested") or {}, train.get("realised") or {}
-    return [
-        {"name": name, "requested": requested.get(name), "realised": realised.get(name)}
-        for name in [*requested, *(name for name in realised if name not in requested)]
+    """Requested and realised share per form of example, the largest first."""
+    rows = [
+        {"name": form.replace("untasked", "caption (no task)"), **share}
+        for form, share in train.get("shares", {}).items()
     ]
+    return sorted(rows, key=lambda row: -row["requested"])
 
 
 def _stage_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

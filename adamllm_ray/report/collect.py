@@ -101,7 +101,7 @@ def funnel(manifests: Mapping[str, Manifest]) -> list[Step]:
         judged = sum(synthesis.verdicts.get(verdict, 0) for verdict in JUDGED)
         rows += [("asked the synthesizer", asked), ("task read", judged), ("kept by the judge", synthesis.kept)]
     if train := manifests.get("train"):
-        rows.append(("trained on", train.kept))
+        rows.append(("trained on, captions included", train.kept))
     first = rows[0][1] if rows else 0
     return [Step(label, count, count / first if first else 0.0) for label, count in rows]
 

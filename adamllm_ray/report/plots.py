@@ -34,7 +34,7 @@ _STYLE = {
 def score_bars(scores: Mapping[str, Any]) -> str:
     """Accuracy per question type with 95 % intervals, one bar per model; baselines as marks. SVG text."""
     rows = [*scores["types"], "all questions"]
-    with _figure(7.4, 0.9 + 0.56 * len(rows), scores["types"]) as (figure, axes):
+    with _figure(10.5, 0.9 + 0.5 * len(rows), scores["types"]) as (figure, axes):
         for index, name in enumerate(rows):
             _bar_pair(axes, scores, name if index < len(rows) - 1 else None, -index)
         axes.set_yticks([-index for index in range(len(rows))], [name.replace("_", " ") for name in rows])
@@ -69,8 +69,8 @@ def loss_curve(losses: Sequence[Mapping[str, Any]]) -> str:
     """Training loss per optimizer step, with a running mean. SVG text."""
     steps = [entry["step"] for entry in losses]
     values = [float(entry["loss"]) for entry in losses]
-    with _figure(7.4, 2.7, steps) as (figure, axes):
-        axes.plot(steps, values, color=BASE, linewidth=1, alpha=0.55)
+    with _figure(5.4, 2.9, steps) as (figure, axes):
+        axes.plot(steps, values, color=BASE, linewidth=1)
         axes.plot(steps, _running_mean(values, max(1, len(values) // 20)), color=ADAPTED, linewidth=2)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss")

@@ -7,7 +7,14 @@ from adamllm_ray.evaluation.tasks import Question
 
 def _rows(model, scores, type_, start=0):
     return [
-        {"id": f"q{start + i:03}", "model": model, "type": type_, "score": score, "parsed": True, "recall": None}
+        {
+            "question_id": f"q{start + i:03}",
+            "model": model,
+            "type": type_,
+            "score": score,
+            "parsed": True,
+            "recall": None,
+        }
         for i, score in enumerate(scores)
     ]
 

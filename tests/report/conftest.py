@@ -79,7 +79,14 @@ def _scores() -> dict:
             for model, right in (("base", base), ("adapted", adapted)):
                 parsed = bool(right or rng.random() < 0.9)
                 rows.append(
-                    {"id": key, "model": model, "type": name, "score": int(right), "parsed": parsed, "recall": None}
+                    {
+                        "question_id": key,
+                        "model": model,
+                        "type": name,
+                        "score": int(right),
+                        "parsed": parsed,
+                        "recall": None,
+                    }
                 )
     baselines = [Baseline("majority", "train", {}, values), Baseline("colour", "train", {}, values)]
     return summarise(rows, baselines)
@@ -117,18 +124,13 @@ def full_run(empty_run):
     train = empty_run.stage("train")
     train.begin({"x": 1})
     losses = [{"step": i + 1, "loss": 3 * math.exp(-i / 40) + 0.5 + 0.1 * math.sin(i), "lr": 1e-3} for i in range(160)]
-    shares = {"both": 0.7, "caption": 0.3}
-    train.finish(
-        rows_in=230,
-        verdicts={"ok": 230},
-        extra={
-            "losses": losses,
-            "requested": shares,
-            "realised": {"both": 0.69, "caption": 0.31},
-            "model": "train/model",
-        },
-        seconds=140,
-    )
+    shares = {
+        "both": {"requested": 0.65, "realised": 0.66, "count": 152},
+        "untasked": {"requested": 0.35, "realised": 0.34, "count": 78},
+    }
+    part = {"part": "language_model", "parameters": 1_200_000, "trainable": 1_200_000, "learning_rate": 2e-5}
+    extra = {"losses": losses, "parts": [part], "shares": shares, "model": "train/model"}
+    train.finish(rows_in=240, verdicts={"ok": 230, "image_missing": 10}, extra=extra, seconds=140)
     evaluate = empty_run.stage("evaluate")
     evaluate.begin({"x": 1})
     evaluate.finish(rows_in=960, verdicts={"ok": 960}, extra={"scores": _scores()}, seconds=61)
