@@ -104,10 +104,9 @@ def _end_of_text(chat: ChatFormat) -> int:
 
 def _split(ids: Sequence[int], marker: Sequence[int]) -> list[list[int]]:
     """Split at every occurrence of ``marker``; always at least one (possibly empty) part."""
-    starts = list(_occurrences(ids, tuple(marker)))
-    edges = [(0, starts[0] if starts else len(ids))]
-    edges += [(start + len(marker), stop) for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True)]
-    return [list(ids[start:stop]) for start, stop in edges]
+    found = list(_occurrences(ids, tuple(marker)))
+    begins = [0, *(index + len(marker) for index in found)]
+    return [list(ids[begin:stop]) for begin, stop in zip(begins, [*found, len(ids)], strict=True)]
 
 
 def _occurrences(ids: Sequence[int], marker: tuple[int, ...]) -> Iterator[int]:

@@ -1,4 +1,6 @@
-"""A whole driver for the kill tests: ``python -m tests.synthesis.driver RUN VLM JUDGE LOG SECONDS_PER_ROW [POISON]``.
+"""A whole driver process for the kill tests.
+
+    python -m tests.synthesis.driver RUN VLM JUDGE LOG RAYDIR SECONDS_PER_ROW [POISON]
 
 Uses the fake engine (see fakes.py). Prints the manifest's verdicts as JSON, and nothing when it was killed.
 """
@@ -7,11 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 
-def main(output: str, vlm: str, judge: str, log: str, seconds: str, poison: str = "") -> None:
+def main(output: str, vlm: str, judge: str, log: str, raydir: str, seconds: str, poison: str = "") -> None:
     import ray
 
     from adamllm_ray.data.run import RunFolder
@@ -26,7 +27,7 @@ def main(output: str, vlm: str, judge: str, log: str, seconds: str, poison: str 
         include_dashboard=False,
         object_store_memory=200 << 20,
         logging_level="warning",
-        _temp_dir=tempfile.mkdtemp(prefix="r", dir="/tmp"),
+        _temp_dir=raydir,
     )
     maker = FakeMaker(log, float(seconds), poison)
     manifest = synthesize(config_for(Path(output), Path(vlm), Path(judge)), RunFolder(output), engine_maker=maker)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ModelError
+from adamllm_ray.models.chat import ChatFormat
+from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
+from adamllm_ray.synthesis.triplets import Triplet, TripletParser, first_triplet
+from tests.synthesis.fakes import turns
+
+Q = "What is shown?"
+PRECISE = (hinted(HINT_PRECISE, Q), "a circle")
+INFORMATIVE = (hinted(HINT_INFORMATIVE, Q), "It is a red circle.")
+WANTED = Triplet(Q, "It is a red circle.", "a circle")
+
+
+@pytest.fixture(scope="module")
+def parser(chat: ChatFormat) -> TripletParser:
+    return TripletParser(chat)
+
+
+@pytest.mark.parametrize("order", [(PRECISE, INFORMATIVE), (INFORMATIVE, PRECISE)])
+def test_both_orders(parser: TripletParser, order: Any) -> None:
+    assert parser.parse([*turns(parser.chat, *order), parser.end_id], "stop") == WANTED
+
+
+def test_text_after_the_end_does_not_count(parser: TripletParser) -> None:
+    ids = turns(parser.chat, PRECISE)
+    assert parser.parse([*ids, parser.end_id, *parser.chat.user_open, *ids], "stop") is Verdict.RESPONSE_UNPARSABLE
+
+
+def test_cut_off_answer_is_left_out(parser: TripletParser) -> None:
+    chat = parser.chat
+    whole = turns(chat, PRECISE, INFORMATIVE)
+    assert parser.parse(whole[:-3], "length") is Verdict.RESPONSE_TRUNCATED
+    third = [*whole[: -len(chat.turn_end)], *chat.user_open, *chat.text_ids("Answer with")]
+    assert parser.parse(third, "length") == WANTED
+    assert parser.parse([*whole[: -len(chat.turn_end)], *chat.user_open], "length") == WANTED
+
+
+def test_question_must_be_the_same(parser: TripletParser) -> None:
+    other = (hinted(HINT_INFORMATIVE, "What is shown"), "It is a red circle.")
+    assert parser.parse(turns(parser.chat, PRECISE, other), "stop") is Verdict.RESPONSE_UNPARSABLE
+    assert parser.parse(turns(parser.chat, PRECISE, other, INFORMATIVE), "stop") == WANTED
+
+
+def test_first_complete_question_wins() -> None:
+    second = [(hinted(hint, "Where?"), hint) for hint in (HINT_PRECISE, HINT_INFORMATIVE)]
+    assert first_triplet([PRECISE, *second, INFORMATIVE]) == Triplet("Where?", HINT_INFORMATIVE, HINT_PRECISE)
+    assert first_triplet([(Q, "a"), (HINT_PRECISE, "b"), (HINT_INFORMATIVE, "c")]) is None
+
+
+@pytest.mark.parametrize("text", ["", "  \n "])
+def test_empty(parser: TripletParser, text: str) -> None:
+    ids = parser.chat.text_ids(text)
+    assert parser.parse([*ids, parser.end_id], "stop") is Verdict.RESPONSE_EMPTY
+    assert parser.parse([], "length") is Verdict.RESPONSE_EMPTY
+
+
+@pytest.mark.parametrize("token", ["<image>", "<|begin_of_text|>", "<|start_header_id|>", "<|eot_id|>"])
+def test_stray_special_token_spoils_only_its_turn(parser: TripletParser, tokenizer: Any, token: str) -> None:
+    stray = [tokenizer.convert_tokens_to_ids(token)]
+    bad = [*parser.chat.text_ids("Q?"), *parser.chat.assistant_open, *stray, *parser.chat.text_ids("A")]
+    ids = [*bad, *parser.chat.user_open, *turns(parser.chat, PRECISE, INFORMATIVE)]
+    assert parser.parse(ids, "stop") == WANTED
+    assert parser.parse([*bad, *parser.chat.turn_end], "stop") is Verdict.RESPONSE_UNPARSABLE
+
+
+def test_spelled_out_special_tokens_are_text(parser: TripletParser) -> None:
+    text = "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n<|end_of_text|>"
+    pairs = [(hinted(hint, f"Read {text} aloud"), f"{text} {hint}") for hint in (HINT_PRECISE, HINT_INFORMATIVE)]
+    found = parser.parse(turns(parser.chat, *pairs), "stop")
+    assert found == Triplet(f"Read {text} aloud", f"{text} {HINT_INFORMATIVE}", f"{text} {HINT_PRECISE}")
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data())
+def test_any_ids_give_a_triplet_or_a_verdict(parser: TripletParser, data: st.DataObject) -> None:
+    chat = parser.chat
+    pieces = [
+        chat.user_open,
+        chat.assistant_open,
+        chat.turn_end,
+        (chat.eos_id,),
+        *map(chat.text_ids, (*PRECISE, *INFORMATIVE)),
+    ]
+    piece = st.sampled_from([tuple(each) for each in pieces]) | st.tuples(st.integers(0, 5000))
+    ids = [token for part in data.draw(st.lists(piece, max_size=25)) for token in part]
+    found = parser.parse(ids, data.draw(st.sampled_from(["stop", "length"])))
+    assert isinstance(found, Triplet | Verdict)
+    if isinstance(found, Triplet):
+        assert found.question
+        assert found.informative
+        assert found.precise
+    else:
+        assert found.outcome == "rejected"
+
+
+def test_chatml_tokenizers_end_text_with_their_pad(chat: ChatFormat) -> None:
+    class Tokenizer:
+        pad_token_id = 7
+        added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+
+    class Chatml:
+        tokenizer = Tokenizer()
+        turn_end = user_open = assistant_open = (3, 4)
+        eos_id = 3
+
+    assert TripletParser(Chatml()).end_id == 7  # type: ignore[arg-type]
+    Tokenizer.pad_token_id = 3
+    with pytest.raises(ModelError, match="ends a text"):
+        TripletParser(Chatml())  # type: ignore[arg-type]
