@@ -113,8 +113,7 @@ class StepLoop:
         """Take the steps from ``start`` (steps already done) to the end of the source.
 
         Raises:
-            LossNotFinite: stops before the update, on every worker.
-            TrainingError: a step has no labelled token.
+            LossNotFinite: NaN, infinite, or without any labelled token; stops before the update, on every worker.
         """
         self.engine.train()
         reports = []
@@ -163,7 +162,7 @@ class StepLoop:
         torch.manual_seed(self.seed * 1_000_003 + step * 1009 + self.rank)
         total = self._sum(sum(batch.weight for batch in batches))
         if total <= 0:
-            raise TrainingError(f"step {step + 1}: no token of the global batch carries loss")
+            raise LossNotFinite(f"step {step + 1}: no token of the global batch carries loss")
         lr = self._set_learning_rate(step)
         summed = torch.zeros((), dtype=torch.float64)
         for index, batch in enumerate(batches):

@@ -1,0 +1,94 @@
+"""Replay sources: conversations from outside the run, checked once and copied beside the run's own data.
+
+A source is ShareGPT: per record ``messages`` (or ``conversations``) and optionally ``images``. A record that cannot
+be used gets a verdict, which is counted; the others are written to ``train/replay/NAME.parquet`` with their image.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adamllm_ray.config import ImageLimits, ReplaySource
+from adamllm_ray.data import images, storage
+from adamllm_ray.data.jsonfile import Damaged, json_records
+from adamllm_ray.data.record import record_id
+from adamllm_ray.data.run import StageFolder
+from adamllm_ray.data.sources import ImageFolder
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ImageRefused, SourceError
+from adamllm_ray.training.catalog import REPLAY_SCHEMA, replay_row
+
+ROWS_PER_GROUP = 64
+_ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+
+
+@dataclass(slots=True)
+class ReplayFiles:
+    """Parquet files per source, and how many records of each had which verdict."""
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    verdicts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def copy_replay(sources: list[ReplaySource], limits: ImageLimits, stage: StageFolder) -> ReplayFiles:
+    """Copy all sources. Raises SourceError for one that cannot be read at all, or has no usable record."""
+    result = ReplayFiles()
+    for source in sources:
+        counts: Counter[str] = Counter()
+        place = storage.resolve(source.path)
+        folder = ImageFolder(source.image_folder or place.uri.rpartition("/")[0], limits.max_bytes)
+        rows = []
+        for key, record in json_records(place):
+            row = _row(f"{source.name}:{key}", record, folder, limits)
+            counts[row["verdict"]] += 1
+            rows.append(row)
+        if not counts[Verdict.OK]:
+            raise SourceError(f"mixture.replay '{source.name}': no usable record in {source.path} ({dict(counts)})")
+        target = stage.place.child(f"replay/{source.name}.parquet")
+        storage.make_folder(stage.place.child("replay"))
+        pq.write_table(
+            pa.Table.from_pylist(rows, REPLAY_SCHEMA), target.path, filesystem=stage.fs, row_group_size=ROWS_PER_GROUP
+        )
+        result.files[source.name] = [target.path]
+        result.verdicts[source.name] = dict(counts)
+    return result
+
+
+def _row(key: str, record: Any, folder: ImageFolder, limits: ImageLimits) -> dict[str, Any]:
+    try:
+        if isinstance(record, Damaged) or not isinstance(record, dict):
+            raise ImageRefused(Verdict.ROW_UNREADABLE)
+        turns = _turns(record)
+        image = _image(record, folder, limits)
+    except ImageRefused as refused:
+        return replay_row(record_id(None, "", key), None, []) | {"verdict": refused.verdict.value}
+    return replay_row(record_id(image, turns[0][1], key), image, turns)
+
+
+def _turns(record: dict[str, Any]) -> list[tuple[str, str]]:
+    messages = record.get("messages", record.get("conversations"))
+    turns = []
+    for message in messages if isinstance(messages, list) else []:
+        role = message.get("role", message.get("from")) if isinstance(message, dict) else None
+        text = message.get("content", message.get("value")) if isinstance(message, dict) else None
+        if role not in _ROLES or not isinstance(text, str):
+            raise ImageRefused(Verdict.ROW_UNREADABLE)
+        turns.append((_ROLES[role], text.replace("<image>", "").strip()))
+    if not any(role == "assistant" and text for role, text in turns):
+        raise ImageRefused(Verdict.ROW_UNREADABLE)
+    return turns
+
+
+def _image(record: dict[str, Any], folder: ImageFolder, limits: ImageLimits) -> bytes | None:
+    named = record.get("images", record.get("image"))
+    first = named[0] if isinstance(named, list) and named else named
+    if not isinstance(first, str):
+        return None
+    data = folder.read(first)
+    images.check(data, limits)
+    return data

@@ -1,0 +1,106 @@
+"""A worker's stream of batches over the run's Parquet rows: the plan, the rows of it that are ours, tensors.
+
+Every worker holds the same plan (all epochs in one list), takes the same window of it for a step, and reads only the
+rows of its own micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, cast
+
+from adamllm_ray.config import TrainingSection
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ExampleRefused
+from adamllm_ray.models.chat import ChatFormat, Turn
+from adamllm_ray.training.batches import micro_batches, steps_for
+from adamllm_ray.training.catalog import RowReader
+from adamllm_ray.training.collate import Batch, Collator
+from adamllm_ray.training.conversations import Example, Form, conversation_example, single_stage_turns
+from adamllm_ray.training.mix import Entry, Mixture
+
+
+def plan(mixture: Mixture, section: TrainingSection) -> list[Entry]:
+    """Entries of all epochs, one after the other, cut at ``max_steps``."""
+    most = None if section.max_steps is None else section.max_steps * section.global_batch
+    entries: list[Entry] = []
+    for epoch in range(section.epochs):
+        entries += mixture.epoch(epoch)
+        if most is not None and len(entries) >= most:
+            break
+    return entries[:most]
+
+
+def refusal_key(entry: Entry, id: str) -> str:
+    """Name of one example of a record: what `RowBatches.refused` is keyed on."""
+    return f"{id}/{entry.epoch}/{entry.copy}"
+
+
+class RowBatches:
+    """`BatchSource` over a plan.
+
+    Attributes:
+        steps: optimizer steps in all.
+        refused: `refusal_key` -> verdict, of examples that could not be used so far.
+    """
+
+    def __init__(
+        self,
+        entries: list[Entry],
+        mixture: Mixture,
+        reader: RowReader,
+        collator: Collator,
+        section: TrainingSection,
+        *,
+        rank: int,
+        world: int,
+    ) -> None:
+        self.entries, self.mixture, self.reader, self.collator = entries, mixture, reader, collator
+        self.section, self.rank, self.world = section, rank, world
+        self.chat = ChatFormat(
+            collator.tokenizer,
+            chat_template=getattr(collator.processor, "chat_template", None),
+            image_token=collator.image_token,
+        )
+        self.steps = steps_for(len(entries), section)
+        self.refused: dict[str, Verdict] = collator.refused
+
+    def load(self, step: int) -> list[Batch]:
+        """This worker's micro-batches of a step, counted from 0."""
+        size = self.section.global_batch
+        window = self.entries[step * size : (step + 1) * size]
+        parts = micro_batches(window, self.section, self.rank, self.world, self._cost)
+        return [self._batch(part) if part else self._batch(window[:1], weighted=False) for part in parts]
+
+    def _cost(self, entry: Entry) -> int:
+        return self.mixture.items[entry.item].cost
+
+    def _batch(self, entries: list[Entry], *, weighted: bool = True) -> Batch:
+        examples = []
+        for entry in entries:
+            try:
+                examples.append(self._example(entry))
+            except ExampleRefused as refusal:
+                self.refused[refusal_key(entry, self.mixture.items[entry.item].id)] = refusal.verdict
+        return self.collator(examples, weighted=weighted)
+
+    def _example(self, entry: Entry) -> Example:
+        row = self.reader.read(entry.item)
+        turns = _replayed_turns(row) if entry.form.startswith("replay:") else self._turns(row, entry)
+        key = refusal_key(entry, row["id"])
+        return conversation_example(self.chat, turns, "assistant", id=key, image=row["image"])
+
+    def _turns(self, row: dict[str, Any], entry: Entry) -> list[Turn]:
+        form: Form = "caption" if entry.form == "untasked" else cast("Form", entry.form)
+        return single_stage_turns(row, form, seed=self.mixture.seed, epoch=entry.epoch)
+
+
+def _replayed_turns(row: dict[str, Any]) -> list[Turn]:
+    """Turns of a replay row; its image goes before the first user text."""
+    turns: list[Turn] = []
+    placed = row["image"] is None
+    for role, text in json.loads(row["turns"]):
+        first = role == "user" and not placed
+        turns.append(Turn(cast("Literal['system', 'user', 'assistant']", role), text, image=first))
+        placed = placed or first
+    return turns

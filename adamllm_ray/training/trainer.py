@@ -1,0 +1,240 @@
+"""The training stage: Ray Train around the step loop, and the books of what trained.
+
+    adamllm train CONFIG
+
+Reads ``synthesize/data``, writes ``train/catalog.parquet`` (the plan's rows), ``train/ray/`` (checkpoints) and
+``train/model`` (a Hugging Face folder that transformers and vLLM load). A worker that dies is replaced and the group
+continues from the newest valid checkpoint; when the driver dies, the same command does that. Every step depends on
+(seed, step) alone, so the losses are those of a run that was not disturbed.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from adamllm_ray import progress
+from adamllm_ray.config import RunConfig
+from adamllm_ray.data import storage
+from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ConfigError, TrainingError
+from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
+from adamllm_ray.ray_runtime import ray_session
+from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
+
+STAGE = "train"
+_CODE = ("batches", "catalog", "collate", "conversations", "loop", "mix", "parts", "stream", "worker")
+_FREE = {"workers", "gpus_per_worker", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "max_failures"}
+
+
+def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
+    """Post-train ``models.base`` on the synthesized records and export it to ``train/model``.
+
+    ``extra`` of the manifest: ``model`` (folder), ``steps``, ``losses`` ({step, loss, lr} of each), ``shares``
+    (requested and realised per form), ``parts`` (the table), ``refused`` and ``replay`` (counts).
+
+    Raises:
+        ConfigError: synthesis is not finished, or nothing is left to train on.
+        MixtureDriftError: the mixture that trained is not the one asked for.
+        TrainingError: training ended without a model; the same command continues.
+    """
+    started = time.monotonic()
+    stage, base = run.stage(STAGE), resolve_model(config.models.base)
+    synthesized = run.stage("synthesize").manifest()
+    if synthesized is None:
+        raise ConfigError(f"{run.uri} has no finished synthesis to train on; run `adamllm synthesize` first")
+    if stage.begin(fingerprint(config, synthesized, base), force_new=force_new) == "finished":
+        finished = stage.manifest()
+        if finished is not None:
+            return finished
+    books = _Books(config, run, stage)
+    outcome = _run(config, run, base, books.steps)
+    verdicts, extra = books.verdicts(outcome["refused"]), books.extra(outcome)
+    seconds = time.monotonic() - started
+    return stage.finish(rows_in=synthesized.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
+
+
+def fingerprint(config: RunConfig, synthesized: Manifest, base: str) -> dict[str, Any]:
+    """What the trained model depends on; the number of workers is not part of it."""
+    modules = [f"adamllm_ray.training.{name}" for name in _CODE]
+    return {
+        "synthesize": synthesized.identity,
+        "model": model_fingerprint(base),
+        "mixture": config.mixture.model_dump(mode="json"),
+        "training": config.training.model_dump(mode="json", exclude=_FREE),
+        "seed": config.run.seed,
+        "code": code_version("adamllm_ray.models.chat", "adamllm_ray.models.families", *modules),
+    }
+
+
+class _Books:
+    """The plan as the driver sees it, and the accounting at the end."""
+
+    def __init__(self, config: RunConfig, run: RunFolder, stage: StageFolder) -> None:
+        from adamllm_ray.training.batches import steps_for
+        from adamllm_ray.training.catalog import build_catalog, write_catalog
+        from adamllm_ray.training.mix import Mixture
+        from adamllm_ray.training.replay import copy_replay
+        from adamllm_ray.training.stream import plan
+
+        replay = copy_replay(config.mixture.replay, config.data.images, stage)
+        self.replay = replay.verdicts
+        self.stage = stage
+        self.catalog = build_catalog(run.stage("synthesize"), replay.files)
+        self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
+        self.entries = plan(self.mixture, config.training)
+        self.steps = steps_for(len(self.entries), config.training)
+        if not self.steps:
+            raise ConfigError("there is nothing to train on: no record is usable under this mixture")
+        if config.training.max_steps is None:  # a run that is cut short is judged at its end only
+            self.mixture.shares(self.entries)
+        write_catalog(self.catalog, stage)
+
+    def verdicts(self, refused: dict[str, str]) -> dict[str, int]:
+        """One verdict for each record of the run: ok when it trained at least once."""
+        from adamllm_ray.training.mix import DOMAIN
+        from adamllm_ray.training.stream import refusal_key
+
+        fate: dict[str, str] = {}
+        for entry in self.entries:
+            item = self.mixture.items[entry.item]
+            if item.source == DOMAIN and fate.get(item.id) != Verdict.OK:
+                fate[item.id] = refused.get(refusal_key(entry, item.id), Verdict.OK.value)
+        columns = [self.catalog.table[name].to_pylist() for name in ("source", "id", "verdict")]
+        rows = [(id, verdict) for source, id, verdict in zip(*columns, strict=True) if source == DOMAIN]
+        return dict(
+            Counter(fate.get(id, Verdict.NOT_DRAWN.value) if verdict == Verdict.OK else verdict for id, verdict in rows)
+        )
+
+    def extra(self, outcome: dict[str, Any]) -> dict[str, Any]:
+        """The manifest's own part. Raises MixtureDriftError when refusals have bent the mixture."""
+        from adamllm_ray.training.stream import refusal_key
+
+        refused = outcome["refused"]
+        used = [e for e in self.entries if refusal_key(e, self.mixture.items[e.item].id) not in refused]
+        return {
+            "model": f"{self.stage.uri}/model",
+            "steps": outcome["steps"],
+            "examples": len(used),
+            "losses": [{key: report[key] for key in ("step", "loss", "lr")} for report in outcome["losses"]],
+            "tokens": sum(report["tokens"] for report in outcome["losses"]),
+            "shares": {form: asdict(share) for form, share in self.mixture.shares(used).items()},
+            "parts": outcome["parts"],
+            "refused": dict(Counter(refused.values())),
+            "replay": self.replay,
+        }
+
+
+def _run(config: RunConfig, run: RunFolder, base: str, steps: int) -> dict[str, Any]:
+    """Train in Ray. Returns what worker 0 wrote at the end."""
+    stage = run.stage(STAGE)
+    with ray_session(), progress.task(STAGE, steps) as bar:
+        board = _start_board()
+        with _watching(board, bar):
+            error = _fit(config, run, base, board)
+        failure = _failure(board)
+    if failure:
+        raise TrainingError(failure)
+    if error is not None:
+        raise TrainingError(f"training stopped: {_first_cause(error)}. The same command continues.") from error
+    written = storage.read_small(stage.place.child(OUTCOME))
+    if written is None:
+        raise TrainingError(f"training ended, but {stage.uri}/{OUTCOME} was not written; run the same command again")
+    outcome: dict[str, Any] = json.loads(written)
+    return outcome
+
+
+def _fit(config: RunConfig, run: RunFolder, base: str, board: Any) -> Exception | None:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    section, stage = config.training, run.stage(STAGE)
+    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "board": board}
+    resources: dict[str, float] = {"CPU": section.cpus_per_worker}
+    if section.gpus_per_worker:
+        resources["GPU"] = section.gpus_per_worker
+    trainer = TorchTrainer(
+        work,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if section.gpus_per_worker else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=section.workers, use_gpu=section.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name=RAY_RUN,
+            storage_path=f"{stage.path}/ray",
+            storage_filesystem=None if stage.place.local else stage.fs,
+            failure_config=ray.train.FailureConfig(max_failures=section.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=section.keep_checkpoints),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        return error
+    return None
+
+
+def _start_board() -> Any:
+    """A small actor that worker 0 tells its steps, and any worker an error that trying again cannot mend."""
+    import ray
+
+    class Board:
+        def __init__(self) -> None:
+            self.last: dict[str, Any] = {}
+            self.failure = ""
+
+        def step(self, report: dict[str, Any]) -> None:
+            self.last = report
+
+        def fail(self, message: str) -> None:
+            self.failure = message
+
+        def state(self) -> tuple[dict[str, Any], str]:
+            return self.last, self.failure
+
+    return ray.remote(num_cpus=0)(Board).remote()
+
+
+@contextmanager
+def _watching(board: Any, bar: progress.Task) -> Iterator[None]:
+    """Show the board's last step on the bar, once a second."""
+    import ray
+
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(1.0):
+            last, _ = ray.get(board.state.remote())
+            if last:
+                bar.update(last["step"], f"loss {last['loss']:.3f}")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(10)
+
+
+def _failure(board: Any) -> str:
+    import ray
+
+    failure: str = ray.get(board.state.remote())[1]
+    return failure
+
+
+def _first_cause(error: Exception) -> str:
+    """The first worker's own words out of Ray Train's error."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        return f"worker {rank}: {str(failure).strip().splitlines()[-1]}"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

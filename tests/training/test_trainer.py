@@ -1,0 +1,117 @@
+"""Real Ray Train workers with DeepSpeed over gloo: books, export, SIGKILL, resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from adamllm_ray.data.run import Manifest
+from adamllm_ray.errors import FingerprintMismatch, TrainingError
+from adamllm_ray.training.trainer import train
+from tests.training.conftest import ROWS, finished_synthesis, synthesized_rows, training_config
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("private_ray")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_vlm: Path, private_ray: None) -> tuple[Path, Manifest]:
+    output = tmp_path_factory.mktemp("run")
+    run = finished_synthesis(output, synthesized_rows())
+    return output, train(training_config(output, tiny_vlm), run)
+
+
+def test_books_are_balanced(undisturbed: tuple[Path, Manifest]) -> None:
+    _, manifest = undisturbed
+    assert manifest.rows_in == ROWS == manifest.kept + manifest.rejected + manifest.failed
+    assert manifest.verdicts == {"ok": 22, "image_missing": 1, "duplicate": 1}
+    assert manifest.extra["steps"] == 11 == len(manifest.extra["losses"])  # 22 records x 4 epochs / 8
+    assert manifest.extra["examples"] == 88
+    assert manifest.extra["shares"]["both"]["realised"] == pytest.approx(16 / 22)
+    assert {row["part"] for row in manifest.extra["parts"]} == {"language_model", "projector", "vision_tower"}
+    losses = [entry["loss"] for entry in manifest.extra["losses"]]
+    assert losses[-1] < losses[0]
+
+
+def test_finished_stage_is_not_repeated(undisturbed: tuple[Path, Manifest], tiny_vlm: Path) -> None:
+    from adamllm_ray.data.run import RunFolder
+
+    output, manifest = undisturbed
+    assert train(training_config(output, tiny_vlm), RunFolder(str(output))) == manifest
+    with pytest.raises(FingerprintMismatch, match="learning_rate"):
+        train(training_config(output, tiny_vlm, learning_rate=1.0), RunFolder(str(output)))
+
+
+def test_exported_model_gives_the_trained_loss(undisturbed: tuple[Path, Manifest], tiny_vlm: Path) -> None:
+    """The exported folder, loaded afresh, is the trained model: it differs from the base and predicts better."""
+    import torch
+
+    from adamllm_ray.models.chat import ChatFormat
+    from adamllm_ray.models.checkpoint import load_vlm
+    from adamllm_ray.training.collate import Collator
+    from adamllm_ray.training.conversations import conversation_example, single_stage_turns
+
+    _, manifest = undisturbed
+    row = synthesized_rows()[1]
+    loss = {}
+    for name, folder in (("base", tiny_vlm), ("adapted", manifest.extra["model"])):
+        model, processor = load_vlm(folder, "float32")
+        chat = ChatFormat(processor.tokenizer, chat_template=processor.chat_template, image_token=processor.image_token)
+        turns = single_stage_turns(row, "both", seed=0, epoch=0)
+        example = conversation_example(chat, turns, "assistant", id=row["id"], image=row["image"])
+        with torch.no_grad():
+            loss[name] = float(model(**Collator(processor, 512)([example]).inputs).loss)
+    assert loss["adapted"] < loss["base"] - 0.1
+
+
+def _kill_a_worker_after_a_checkpoint(train_folder: Path, killed: list[int]) -> None:
+    import psutil
+
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not killed:
+        if list(train_folder.glob("ray/train/step-*/complete.json")):
+            for process in psutil.Process(os.getpid()).children(recursive=True) + list(psutil.process_iter()):
+                if _is_ours(process):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+        time.sleep(0.01)
+
+
+def _is_ours(process: object) -> bool:
+    """Whether it is a training worker of the Ray that this process started."""
+    import psutil
+
+    try:
+        title = " ".join(process.cmdline())  # type: ignore[attr-defined]
+        parents = {parent.pid for parent in process.parents()}  # type: ignore[attr-defined]
+    except psutil.Error:
+        return False
+    return title.startswith("ray::RayTrainWorker") and os.getpid() in parents
+
+
+def test_sigkill_of_a_worker_changes_nothing(
+    undisturbed: tuple[Path, Manifest], tmp_path: Path, tiny_vlm: Path
+) -> None:
+    _, manifest = undisturbed
+    run = finished_synthesis(tmp_path, synthesized_rows())
+    killed: list[int] = []
+    killer = threading.Thread(target=_kill_a_worker_after_a_checkpoint, args=(tmp_path / "train", killed))
+    killer.start()
+    again = train(training_config(tmp_path, tiny_vlm), run)
+    killer.join()
+    assert killed, "the run ended before a worker could be killed"
+    assert again.extra["losses"] == manifest.extra["losses"]
+    assert again.verdicts == manifest.verdicts
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path, tiny_vlm: Path) -> None:
+    run = finished_synthesis(tmp_path, synthesized_rows())
+    config = training_config(tmp_path, tiny_vlm, learning_rate=1e30, clip_norm=1e30, warmup_share=0.0)
+    with pytest.raises(TrainingError, match="loss is"):
+        train(config, run)
+    assert run.stage("train").manifest() is None
