@@ -33,7 +33,7 @@ Pixels = NDArray[np.uint8]
 TEST_LONGITUDES = ((-80.0, -55.0), (60.0, 95.0))  # degrees east
 GAP_DEGREES = 0.5
 MAX_LATITUDE = 72.0
-STRIDE_PX = 15  # neighbouring chips overlap inside a split
+STRIDE_PX = 20  # neighbouring chips overlap inside a split
 CLIMATES = ("tropical", "arid", "temperate", "cold", "polar")
 WATERS = ("lake", "sea")
 

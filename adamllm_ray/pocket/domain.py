@@ -142,7 +142,7 @@ def _balanced(split: Split, per_answer: int) -> list[TestQuestion]:
 def _test_order(chip: Chip) -> tuple[bool, float]:
     """Chips of a coarse grid first, so that neighbours overlap as little as the numbers allow."""
     row, column = int(chip.key[1:5]), int(chip.key[6:10])
-    fine = bool(row % (4 * STRIDE_PX) or column % (4 * STRIDE_PX))
+    fine = bool(row % (3 * STRIDE_PX) or column % (3 * STRIDE_PX))
     return fine, uniform(_SEED, "test", chip.key)
 
 
