@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # the suite is the only work here
 
 TINY_TEXTS = [
     "Describe the image. Answer with a precise response. Answer with an informative response.",
