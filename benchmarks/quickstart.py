@@ -1,0 +1,77 @@
+"""The quickstart as a measurement: time of each stage, rows, scores. Prints one JSON line.
+
+    python benchmarks/quickstart.py [--output runs/benchmark] >> benchmarks/results/quickstart.jsonl
+
+The README's result table comes from the last line of that file. A fresh output folder runs everything; a finished one
+is only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from adamllm_ray.config import load_config
+from adamllm_ray.data.run import RunFolder
+from adamllm_ray.stages import run_stages
+
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Run (or read) the quickstart and print its line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=str(ROOT / "jobs" / "configs" / "quickstart.yaml"))
+    parser.add_argument("--output", default="runs/benchmark")
+    options = parser.parse_args()
+    config = load_config(options.config, [f"run.output={options.output}"])
+    started = time.monotonic()
+    manifests = {}
+    for stage, manifest, seconds in run_stages(config, RunFolder(config.run.output)):
+        manifests[stage.name] = manifest
+        print(f"{stage.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+    print(json.dumps(_line(manifests, time.monotonic() - started)))
+
+
+def _line(manifests: dict[str, Any], seconds: float) -> dict[str, Any]:
+    scores = manifests["evaluate"].extra["scores"]
+    return {
+        "benchmark": "quickstart",
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": _git("rev-parse", "--short", "HEAD"),
+        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
+        "versions": manifests["evaluate"].versions,
+        "wall_seconds": round(seconds),
+        "stage_seconds": {name: round(manifest.seconds) for name, manifest in manifests.items()},
+        "rows": {
+            name: {"in": m.rows_in, "kept": m.kept, "rejected": m.rejected, "failed": m.failed}
+            for name, m in manifests.items()
+        },
+        "verdicts": manifests["synthesize"].verdicts,
+        "models": {name: {**one["overall"], "types": one["types"]} for name, one in scores["models"].items()},
+        "difference": scores["difference"]["overall"],
+        "baselines": {name: one["overall"] for name, one in scores["baselines"].items()},
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
