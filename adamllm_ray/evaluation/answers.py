@@ -86,8 +86,8 @@ def _rounds(contestants: Sequence[Contestant], engine: EngineSection) -> Iterato
     try:
         pools = fit_pools({f"evaluation of {one.name}": (engine, ROWS_PER_FILE) for one in contestants})
     except ConfigError:
-        for one in contestants:
-            yield [(one, *fit_pools({"evaluation": (engine, ROWS_PER_FILE)}))]
+        [pool] = fit_pools({"evaluation": (engine, ROWS_PER_FILE)})
+        yield from ([(one, pool)] for one in contestants)
         return
     yield list(zip(contestants, pools, strict=True))
 
