@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,9 @@ def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] =
         ModelError: not a usable folder (see `resolve_model`), not a vision-language model, or damaged.
     """
     import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which warns when it guesses
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     path = resolve_model(str(folder))

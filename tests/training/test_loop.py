@@ -1,0 +1,69 @@
+"""Losses do not depend on the number of workers or the accumulation; a restart continues as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamllm_ray.config import TrainingSection
+from adamllm_ray.training.loop import schedule_factor
+
+pytestmark = pytest.mark.slow
+
+
+def run(base: Path, folder: Path, world: int, start: int = 0, **section: Any) -> dict[str, Any]:
+    """Train in ``world`` fresh processes. Returns the losses and a sum over the final weights."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    spec = json.dumps({"section": section, "folder": str(folder), "start": start})
+    processes = []
+    for rank in range(world):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        env = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+        env |= {key: str(value) for key, value in own.items()} if world > 1 else {}
+        command = [sys.executable, "-m", "tests.training.loop_process", spec, str(base)]
+        processes.append(subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=280)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world, errors[0][-2000:]
+    result: dict[str, Any] = json.loads((folder / f"result-{world}-{start}.json").read_text())
+    return result
+
+
+def test_two_workers_with_accumulation_and_one_without_agree(tiny_vlm: Path, tmp_path: Path) -> None:
+    one = run(tiny_vlm, tmp_path, 1, micro_batch=8, zero_stage=0)
+    two = run(tiny_vlm, tmp_path, 2, micro_batch=2, zero_stage=2)
+    assert len(one["losses"]) == 4
+    assert one["losses"][-1] < one["losses"][0]
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-5)
+    assert two["total"] == pytest.approx(one["total"], rel=1e-5)
+    continued = run(tiny_vlm, tmp_path, 2, start=2, micro_batch=2, zero_stage=2)
+    assert continued["losses"] == two["losses"][2:]  # bit for bit
+    assert continued["total"] == two["total"]
+
+
+def test_zero_3_agrees_too(tiny_vlm: Path, tmp_path: Path) -> None:
+    one = run(tiny_vlm, tmp_path, 1, micro_batch=8, zero_stage=0)
+    three = run(tiny_vlm, tmp_path, 2, micro_batch=2, zero_stage=3)
+    assert three["losses"] == pytest.approx(one["losses"], rel=2e-5)
+    assert three["total"] == pytest.approx(one["total"], rel=1e-5)
+
+
+def test_schedule() -> None:
+    section = TrainingSection.model_validate({"warmup_share": 0.1, "min_lr_share": 0.1})
+    factors = [schedule_factor(section, step, 100) for step in range(100)]
+    assert factors[:2] == pytest.approx([0.1, 0.2])
+    assert factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.55)
+    assert factors[99] == pytest.approx(0.1, abs=0.01)
+    linear = TrainingSection.model_validate({"warmup_share": 0.0, "schedule": "linear"})
+    assert schedule_factor(linear, 50, 100) == pytest.approx(0.5)
+    constant = TrainingSection.model_validate({"warmup_share": 0.0, "schedule": "constant"})
+    assert schedule_factor(constant, 99, 100) == 1.0
