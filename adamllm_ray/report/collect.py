@@ -165,9 +165,9 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def points(share: float) -> str:
+def points(share: float, digits: int = 1) -> str:
     """0.29 -> '+29.0'."""
-    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return f"{100 * share:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def p_words(p: float | None) -> str:

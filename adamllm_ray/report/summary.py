@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
@@ -15,14 +16,22 @@ from adamllm_ray.report.collect import duration, funnel, keep_rate, points
 def score_table(extra: Mapping[str, Any]) -> Table:
     """Accuracy in percent with 95 % intervals per question type, from the evaluate manifest's ``extra``."""
     scores = extra["scores"]
-    table = Table(title="Accuracy on the same questions, % [95 % interval]", title_justify="left")
-    table.add_column("question type")
+    table = Table(
+        title="Accuracy on the same questions, % [95 % interval]",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=0,  # the box puts a space between columns
+    )
+    table.add_column("question type")  # the one column that may wrap, so that the rest fits into 80 characters
     baselines = scores["baselines"]
     titles = [_baseline_title(name, baselines[name]) for name in baselines]
     for title in ("n", "base", "adapted", "difference", *titles):
         table.add_column(title, justify="right", no_wrap=True)
     for name in scores["types"]:
-        table.add_row(*_cells(Text(name), scores, lambda item, name=name: item["types"][name]))
+        table.add_row(*_cells(Text(name.replace("_", " ")), scores, lambda item, name=name: item["types"][name]))
+    if any(item["fitted_on"] == "test" for item in baselines.values()):
+        table.caption = "* the most common answers of the test set itself"
     if scores["types"]:
         table.add_section()
         table.add_row(*_cells(Text("all questions", "bold"), scores, lambda item: item["overall"]))
@@ -31,20 +40,20 @@ def score_table(extra: Mapping[str, Any]) -> Table:
 
 
 def _baseline_title(name: str, item: Mapping[str, Any]) -> str:
-    return f"{name} (fit on {item['fitted_on']})" if item["fitted_on"] != "train" else name
+    return f"{name}*" if item["fitted_on"] == "test" else name
 
 
 def _cells(label: Text, scores: Mapping[str, Any], pick: Any) -> list[Any]:
     base, adapted = (pick(scores["models"][name]) for name in ("base", "adapted"))
     gain = pick(scores["difference"])
     style = "green" if gain["lo"] > 0 else "red" if gain["hi"] < 0 else ""
-    interval = f"{points(gain['value'])} [{points(gain['lo'])}, {points(gain['hi'])}]"
+    interval = f"{points(gain['value'])} [{points(gain['lo'], 0)},{points(gain['hi'], 0)}]"
     shares = [f"{100 * pick(item):.1f}" for item in scores["baselines"].values()]
     return [label, str(base["n"]), _accuracy(base), _accuracy(adapted), Text(interval, style), *shares]
 
 
 def _accuracy(cell: Mapping[str, Any]) -> Text:
-    return Text(f"{100 * cell['accuracy']:.1f} [{100 * cell['lo']:.1f}, {100 * cell['hi']:.1f}]")
+    return Text(f"{100 * cell['accuracy']:.1f} [{100 * cell['lo']:.0f},{100 * cell['hi']:.0f}]")
 
 
 def funnel_lines(manifests: Mapping[str, Manifest]) -> list[str]:
