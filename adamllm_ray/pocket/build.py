@@ -29,7 +29,7 @@ THREADS = 2
 CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("base", "synthesizer", "judge")
-STEPS = {"tower": 1200, "text": 400, "base": 1300, "synthesizer": 300, "judge": 300}
+STEPS = {"tower": 1200, "text": 400, "words": 400, "base": 1500, "synthesizer": 300, "judge": 300}
 _CODE = [f"adamllm_ray.pocket.{name}" for name in ("architecture", "curriculum", "language", "regions", "world")]
 
 
@@ -130,23 +130,24 @@ def _make_tower(folder: Path) -> dict[str, Any]:
     """Warm-up of the vision tower with linear heads; the heads are thrown away."""
     from safetensors.torch import save_file
 
-    from adamllm_ray.pocket.tower import TowerWarmup, WarmupSteps
+    from adamllm_ray.pocket.tower import TowerWarmup, WarmupSteps, held_out
 
     model = build_vlm(len(_load_tokenizer(folder.parent)), Size())
     warmup = TowerWarmup(model.model.vision_tower)
     section = _section(128, 2e-3)
-    loss = _run(folder, "tower", warmup, section, WarmupSteps(warmup.grid, STEPS["tower"]))
+    loss = _run(folder, "tower", warmup, section, WarmupSteps(warmup.tower, STEPS["tower"], 3))
     save_file(warmup.tower.state_dict(), folder / "tower.safetensors")
-    return {"loss": loss, "held_out": warmup.held_out()}
+    return {"loss": loss, "held_out": held_out(warmup)}
 
 
 def _make_base(folder: Path) -> dict[str, Any]:
-    """Reading first, then pictures and reading together with a slower tower."""
+    """Reading first, then image tokens that look like words, then pictures and reading with a slower tower."""
     from safetensors.torch import load_file
 
     from adamllm_ray.models.chat import ChatFormat
     from adamllm_ray.models.checkpoint import export_model
     from adamllm_ray.pocket.curriculum import Curriculum, Steps
+    from adamllm_ray.pocket.tower import WarmupSteps, WordAlignment, held_out
     from adamllm_ray.training.collate import Collator
     from adamllm_ray.training.parts import prepare_parts
 
@@ -158,11 +159,19 @@ def _make_base(folder: Path) -> dict[str, Any]:
     collator = Collator(processor, 1024, cache_bytes=2 << 30)
     reading = _section(48, 2e-3)
     _run(folder, "text", model, reading, Steps("text", school.text, collator, reading, STEPS["text"]))
-    section = _section(32, 1.5e-3, 4.5e-4)
+    aligned = WordAlignment(model, tokenizer)
+    parts = [
+        {"params": list(aligned.tower.parameters()), "lr": 3e-4},
+        {"params": list(aligned.projector.parameters()), "lr": 2e-3},
+    ]
+    steps = WarmupSteps(aligned.tower, STEPS["words"], 4)
+    _run(folder, "words", aligned, _section(128, 2e-3), steps, parts)
+    words = held_out(aligned)
+    section = _section(30, 1e-3, 2e-4)
     steps = Steps("base", school.general, collator, section, STEPS["base"])
     loss = _run(folder, "base", model, section, steps, prepare_parts(model, section).groups)
     export_model(model, processor, folder)
-    return {"loss": loss}
+    return {"loss": loss, "words": words}
 
 
 def _make_synthesizer(folder: Path, base: Path) -> dict[str, Any]:

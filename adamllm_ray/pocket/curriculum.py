@@ -35,7 +35,7 @@ from adamllm_ray.training.conversations import (
 
 PICTURES = 12_000
 HELD_OUT = 1_000_000  # pictures from this number on are never trained on
-QUESTIONS = 6  # per text or picture
+QUESTIONS, LOOKS = 6, 5  # per text, per picture
 BLANK_SHARE = 0.1  # paper appendix F
 
 Maker = Callable[[Random, float], Example]
@@ -77,8 +77,8 @@ class Curriculum:
         return self._reading(facts, random)
 
     def general(self, random: Random, done: float) -> Example:
-        """What the base model is trained on: three pictures for each text."""
-        return self._reading(world.text_facts(random), random) if random.random() < 0.25 else self.seeing(random, done)
+        """What the base model is trained on: four pictures for each text."""
+        return self._reading(world.text_facts(random), random) if random.random() < 0.2 else self.seeing(random, done)
 
     def seeing(self, random: Random, done: float) -> Example:
         """General instruction data: questions about a picture, a caption, or both."""
@@ -88,7 +88,7 @@ class Curriculum:
         turns: list[Turn] = []
         kind = random.random()
         if kind >= 0.08:
-            for fact in random.choices(facts, k=QUESTIONS):
+            for fact in random.choices(facts, k=LOOKS):
                 turns += _asked(language.any_question(fact, random), random)
         if kind < 0.16:
             turns += described

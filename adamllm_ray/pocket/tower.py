@@ -1,9 +1,10 @@
-"""Warm-up of the pocket vision tower: every patch learns to say what region it belongs to, and what is true of it.
+"""Warm-up of the pocket vision tower and projector: every patch learns to say what it is part of, in words.
 
-One linear layer per patch reads, off the features that the projector will get, the patch's colour and its region's
-side, number of parts, whether it is an island, how much it covers, and the picture's pattern and light. So a language
-model can look an answer up by colour, the way it looks a word up in a caption. It stands in for the pretraining that a
-real tower comes with; only general pictures are used, and the heads are thrown away.
+First one linear layer per patch reads, off the features that the projector will get, the patch's colour and its
+region's side, number of parts, whether it is an island, how much it covers, and the picture's pattern and light. Then
+the projector learns to say the same in the language model's own word embeddings, so that an image token looks to the
+language model like the words it could have read in a caption. This stands in for the pretraining that a real tower and
+projector come with; only general pictures are used, and the heads are thrown away.
 """
 
 from __future__ import annotations
@@ -56,44 +57,79 @@ class TowerWarmup(nn.Module):
             pixel_values: [batch, 3, 60, 60].
             targets: [batch, patches, heads], IGNORE where there is nothing to say.
         """
-        losses = [
-            nn.functional.cross_entropy(logits.flatten(0, 1), targets[..., number].flatten(), ignore_index=IGNORE)
-            for number, logits in enumerate(self._logits(pixel_values))
-        ]
-        return SimpleNamespace(loss=torch.stack(losses).sum())
+        return SimpleNamespace(loss=_heads_loss(self.logits(pixel_values), targets))
 
-    def _logits(self, pixel_values: Tensor) -> list[Tensor]:
-        states = self.tower(pixel_values, output_hidden_states=True).hidden_states[FEATURE_LAYER]
-        patches = self.norm(states[:, 1:])
+    def logits(self, pixel_values: Tensor) -> list[Tensor]:
+        """[batch, patches, values] for each head."""
+        patches = self.norm(_features(self.tower, pixel_values))
         return [self.heads[name](patches) for name in HEADS]
 
-    @torch.no_grad()
-    def held_out(self, count: int = 300) -> dict[str, float]:
-        """Accuracy of each head over the patches of pictures that were not trained on."""
-        inputs = tower_batch(np.arange(HELD_OUT, HELD_OUT + count), self.grid).inputs
-        accuracy = {}
-        for number, (name, logits) in enumerate(zip(HEADS, self._logits(inputs["pixel_values"]), strict=True)):
-            targets = inputs["targets"][..., number]
-            stated = targets != IGNORE
-            accuracy[name] = round(float((logits.argmax(-1) == targets)[stated].float().mean()), 3)
-        return accuracy
 
-    @property
-    def grid(self) -> int:
-        """Patches a side."""
-        config: Any = self.tower.config
-        return int(config.image_size // config.patch_size)
+class WordAlignment(nn.Module):
+    """Tower and projector, read out by the embeddings of the heads' words, which stay as they are."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        super().__init__()
+        self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
+        embeddings = model.model.language_model.embed_tokens.weight.detach()
+        self.length = float(embeddings.norm(dim=1).mean())
+        centred = (embeddings - embeddings.mean(0)) * (10 / self.length**2)  # a word's own embedding scores about 10
+        words = [[tokenizer.encode(f" {word}", add_special_tokens=False)[0] for word in HEADS[name]] for name in HEADS]
+        self.words = [centred[ids].T.clone() for ids in words]
+
+    def forward(self, pixel_values: Tensor, targets: Tensor) -> SimpleNamespace:
+        """As TowerWarmup; a token that grows far longer than a word is held back."""
+        tokens = self.projector(_features(self.tower, pixel_values))
+        logits = [tokens @ words for words in self.words]
+        excess = (tokens.norm(dim=-1) / self.length - 2).clamp(min=0).square().mean()
+        return SimpleNamespace(loss=_heads_loss(logits, targets) + 0.01 * excess)
+
+    def logits(self, pixel_values: Tensor) -> list[Tensor]:
+        """[batch, patches, values] for each head."""
+        tokens = self.projector(_features(self.tower, pixel_values))
+        return [tokens @ words for words in self.words]
+
+
+def _features(tower: Any, pixel_values: Tensor) -> Tensor:
+    """[batch, patches, width]: what the projector gets."""
+    states: Tensor = tower(pixel_values, output_hidden_states=True).hidden_states[FEATURE_LAYER]
+    return states[:, 1:]
+
+
+def _heads_loss(logits: list[Tensor], targets: Tensor) -> Tensor:
+    losses = [
+        nn.functional.cross_entropy(one.flatten(0, 1), targets[..., number].flatten(), ignore_index=IGNORE)
+        for number, one in enumerate(logits)
+    ]
+    return torch.stack(losses).sum()
+
+
+@torch.no_grad()
+def held_out(module: TowerWarmup | WordAlignment, count: int = 300) -> dict[str, float]:
+    """Accuracy of each head over the patches of pictures that were not trained on."""
+    inputs = tower_batch(np.arange(HELD_OUT, HELD_OUT + count), grid_of(module.tower)).inputs
+    accuracy = {}
+    for number, (name, logits) in enumerate(zip(HEADS, module.logits(inputs["pixel_values"]), strict=True)):
+        targets = inputs["targets"][..., number]
+        stated = targets != IGNORE
+        accuracy[name] = round(float((logits.argmax(-1) == targets)[stated].float().mean()), 3)
+    return accuracy
+
+
+def grid_of(tower: Any) -> int:
+    """Patches a side."""
+    return int(tower.config.image_size // tower.config.patch_size)
 
 
 class WarmupSteps:
     """A `BatchSource`: 128 pictures a step, drawn from the step number."""
 
-    def __init__(self, grid: int, steps: int) -> None:
-        self.grid, self.steps = grid, steps
+    def __init__(self, tower: Any, steps: int, seed: int) -> None:
+        self.grid, self.steps, self.seed = grid_of(tower), steps, seed
 
     def load(self, step: int) -> list[Batch]:
         """The one micro-batch of a step."""
-        return [tower_batch(np.random.default_rng([step, 3]).integers(0, PICTURES, BATCH), self.grid)]
+        return [tower_batch(np.random.default_rng([step, self.seed]).integers(0, PICTURES, BATCH), self.grid)]
 
 
 def tower_batch(numbers: NDArray[np.int64], grid: int) -> Batch:
