@@ -23,9 +23,9 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.synthesis.pipeline import _committed_rows, synthesize
 from tests.synthesis.fakes import FakeMaker, asked_rows, config_for, png, write_ingest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROWS = 120
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 
 
 @pytest.fixture
@@ -86,17 +86,17 @@ def test_nothing_is_lost_or_doubled_whatever_dies(
     # 3. A commit that died between copy and delete, as S3 does it: both names are there. Then an actor dies as well.
     one = next(path for path in sorted(Path(stage.ledger).iterdir()) if not path.name.endswith(".pending.parquet"))
     shutil.copy(one, one.with_name(one.name.removesuffix(".parquet") + ".pending.parquet"))
-    life = start("log3", "0.3")
-    life.wait_until(lambda: _committed_rows(stage) > committed)
-    victim = int(next(Path(life.log).iterdir()).name.split("-")[1])
+    life = start("log3", "0.6")
+    life.wait_until(lambda: len(asked_rows(life.log)) > 0)
+    victim = int(next(Path(life.log).glob("synthesizer-*")).name.split("-")[1])
     os.kill(victim, signal.SIGKILL)
     code, out = life.end()
     assert code == 0
     assert json.loads(out.splitlines()[-1]) == {"kept": ROWS}
     assert sorted(stage.row_ids()) == sorted(ids)  # row_ids raises when one is there twice
     asked = asked_rows(life.log)
-    in_flight = 10 * 4 * 2  # blocks of 10 rows, at most 4 handed to one actor, once before and once after its death
-    assert len(asked) - len(set(asked)) <= in_flight
+    assert len(list(Path(life.log).glob("synthesizer-*"))) == 2  # the actor came back as another process
+    assert len(asked) - len(set(asked)) <= 10 * 4  # blocks of 10 rows, at most 4 handed to one actor
     assert len(set(asked)) <= ROWS - committed
 
     # 4. The manifest is lost but every row is there: finished without Ray or engines. And once more: nothing to do.
