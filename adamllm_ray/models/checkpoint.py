@@ -83,6 +83,7 @@ def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] =
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which warns when it guesses
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     path = resolve_model(str(folder))
@@ -94,7 +95,7 @@ def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] =
                 path, dtype=wanted, local_files_only=True, use_safetensors=True, trust_remote_code=False
             )
             processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             raise ModelError(f"the model in {path} cannot be loaded: {error}") from error
     return model, processor
 

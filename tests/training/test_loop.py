@@ -37,8 +37,15 @@ def run(base: Path, folder: Path, world: int, start: int = 0, **section: Any) ->
     return result
 
 
-def test_two_workers_with_accumulation_and_one_without_agree(tiny_vlm: Path, tmp_path: Path) -> None:
-    one = run(tiny_vlm, tmp_path, 1, micro_batch=8, zero_stage=0)
+@pytest.fixture(scope="module")
+def one(tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One process, one batch per step, no sharding: what the others are compared with."""
+    return run(tiny_vlm, tmp_path_factory.mktemp("one"), 1, micro_batch=8, zero_stage=0)
+
+
+def test_two_workers_with_accumulation_and_one_without_agree(
+    one: dict[str, Any], tiny_vlm: Path, tmp_path: Path
+) -> None:
     two = run(tiny_vlm, tmp_path, 2, micro_batch=2, zero_stage=2)
     assert len(one["losses"]) == 4
     assert one["losses"][-1] < one["losses"][0]
@@ -49,8 +56,7 @@ def test_two_workers_with_accumulation_and_one_without_agree(tiny_vlm: Path, tmp
     assert continued["total"] == two["total"]
 
 
-def test_zero_3_agrees_too(tiny_vlm: Path, tmp_path: Path) -> None:
-    one = run(tiny_vlm, tmp_path, 1, micro_batch=8, zero_stage=0)
+def test_zero_3_agrees_too(one: dict[str, Any], tiny_vlm: Path, tmp_path: Path) -> None:
     three = run(tiny_vlm, tmp_path, 2, micro_batch=2, zero_stage=3)
     assert three["losses"] == pytest.approx(one["losses"], rel=2e-5)
     assert three["total"] == pytest.approx(one["total"], rel=1e-5)

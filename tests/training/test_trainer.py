@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -107,6 +108,30 @@ def test_sigkill_of_a_worker_changes_nothing(
     assert killed, "the run ended before a worker could be killed"
     assert again.extra["losses"] == manifest.extra["losses"]
     assert again.verdicts == manifest.verdicts
+
+
+def test_rerun_passes_over_a_damaged_checkpoint(
+    undisturbed: tuple[Path, Manifest], tmp_path: Path, tiny_vlm: Path
+) -> None:
+    """The driver died before the end and the newest checkpoint has a flipped byte: the one before it is used."""
+    from adamllm_ray.data.run import RunFolder
+
+    output, manifest = undisturbed
+    shutil.copytree(output, tmp_path / "run")
+    stage = tmp_path / "run" / "train"
+    for name in ("manifest.json", "outcome.json"):
+        (stage / name).unlink()
+    shutil.rmtree(stage / "model")
+    newest = max(stage.glob("ray/train/step-*"))
+    shard = max(newest.glob("state/*"), key=lambda path: path.stat().st_size)
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    again = train(training_config(tmp_path / "run", tiny_vlm), RunFolder(str(tmp_path / "run")))
+    assert again.extra["losses"] == manifest.extra["losses"]
+    weights = "model/model.safetensors"
+    digests = [next(f["sha256"] for f in m.files if f["path"] == weights) for m in (again, manifest)]
+    assert digests[0] == digests[1]
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path, tiny_vlm: Path) -> None:
