@@ -6,6 +6,7 @@ with the process and never touches another Ray on the machine.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # ours are shown instead
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's +15 starves the workers on a laptop that is in use
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "adamllm_ray" / "torch_extensions"))
     for key, value in WORKER_ENV.items():
@@ -46,9 +48,12 @@ def ray_session() -> Iterator[None]:
     passed_on = [*WORKER_ENV, "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
     env = {key: os.environ[key] for key in passed_on if key in os.environ}
     address = os.environ.get("RAY_ADDRESS")
+    _quieten()
     if address:
         ray.init(address=address, runtime_env={"env_vars": env})
     else:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # said outright: Ray's own default differs between versions
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
             address="local",
             num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
@@ -62,3 +67,9 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _quieten() -> None:
+    """Keep Ray's plans and settings out of the terminal; its log files have them. Warnings stay."""
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)

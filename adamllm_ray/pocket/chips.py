@@ -34,6 +34,7 @@ TEST_LONGITUDES = ((-80.0, -55.0), (60.0, 95.0))  # degrees east
 GAP_DEGREES = 0.5
 MAX_LATITUDE = 72.0
 STRIDE_PX = 20  # neighbouring chips overlap inside a split
+ISLAND_MAX_LAND = 0.4  # with more land in view the answer is no, and mean colour gives it away
 CLIMATES = ("tropical", "arid", "temperate", "cold", "polar")
 WATERS = ("lake", "sea")
 
@@ -140,7 +141,7 @@ def facts_of(surface: NDArray[np.generic], lowness: NDArray[np.float32], climate
         facts.append(language.side("water", where))
     if wet and (number := regions.count(land)):
         facts.append(language.count("land", number))
-    if wet and (alone := regions.island(land)) is not None:
+    if wet and land.mean() <= ISLAND_MAX_LAND and (alone := regions.island(land)) is not None:
         facts.append(language.island("land", alone))
     if wet and (kind := _water_type(lake, sea)):
         facts.append(language.type_of("water", kind, WATERS))

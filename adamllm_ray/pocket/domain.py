@@ -3,8 +3,9 @@
 `training_pairs` is what a user's folder of images and captions would be; `test_questions` is the benchmark. The
 gold facts travel in ``meta`` and are read only by `check_triplet`, for the report: no model and no filter sees them.
 
-Mean colour solves climate and land share, so most questions are ones that it cannot answer: on which side the water
-lies, how many land areas there are, island or mainland, lake or sea, which half is higher.
+Mean colour nearly solves land share, lake or sea and, in part, climate and island (the report prints that baseline), so
+most questions are ones that it cannot answer: on which side the water lies, how many land areas there are, which half
+is higher.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from adamllm_ray.pocket.chips import CLIMATES, STRIDE_PX, WATERS, Chip, Split, a
 from adamllm_ray.pocket.language import Fact
 
 DEFAULT_PAIRS = 1600
-QUESTIONS_PER_ANSWER = 28  # of each (question type, answer), as far as the test region has them
+QUESTIONS_PER_ANSWER = 32  # of each (question type, answer), as far as the test region has them
+EASY = {"climate": 0.4, "land share": 0.4}  # types that mean colour nearly solves are asked less often
 ALSO_CLOSED = {"side", "count", "half"}  # kinds that are asked both openly and as yes/no
 NAMES = {
     ("side", "water"): "water side",
@@ -132,7 +134,7 @@ def _balanced(split: Split, per_answer: int) -> list[TestQuestion]:
         for fact in chip.facts:
             for name, asked, choices in _ask(chip, fact):
                 group = groups.setdefault((name, asked.precise), [])
-                if len(group) < per_answer:
+                if len(group) < per_answer * EASY.get(name, 1):
                     key = f"{chip.key}-{name.replace(', ', '-').replace(' ', '-').replace('/', '-')}"
                     picture = png(chip)
                     group.append(TestQuestion(key, picture, asked.text, asked.precise, name, asked.kind, choices))
