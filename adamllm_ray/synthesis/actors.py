@@ -111,7 +111,7 @@ class Synthesizer:
         outcome = self.parser.parse(completion.token_ids, completion.finish_reason)
         written: Row = {
             "response_ids": completion.token_ids,
-            "response": completion.text or self.chat.decode(completion.token_ids, keep_special=True),
+            "response": self.chat.decode(completion.token_ids, keep_special=True),
             "finish_reason": completion.finish_reason,
         }
         if isinstance(outcome, Triplet):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.record import RECORD_SCHEMA
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import AdamLLMError, RowAccountingError, SourceError, TooManyFailures
+from adamllm_ray.errors import AdamLLMError, ConfigError, ModelError, RowAccountingError, SourceError, TooManyFailures
 from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.synthesis import prompts
@@ -117,7 +118,8 @@ def _execute(config: RunConfig, source: StageFolder, stage: StageFolder, engine_
             ours = _own_error(error)
             if ours is not None:
                 raise ours from None
-            raise
+            with storage.storage_errors("write the tasks", stage.uri):  # a full disk comes through Ray as an OSError
+                raise
 
 
 def _graph(config: RunConfig, source: StageFolder, engine_maker: EngineMaker) -> ray.data.Dataset:
@@ -249,10 +251,14 @@ def _check_ceiling(verdicts: dict[str, int], limit: float) -> None:
         )
 
 
-def _own_error(error: BaseException | None) -> AdamLLMError | None:
-    """The exception of ours that Ray wrapped, if there is one."""
-    while error is not None:
-        if isinstance(error, AdamLLMError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
+def _own_error(error: BaseException) -> AdamLLMError | None:
+    """The exception of ours that Ray wrapped, if there is one. Of an actor that did not start, Ray keeps only text."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, AdamLLMError):
+            return link
+        link = getattr(link, "cause", None) or link.__cause__ or link.__context__
+    named = re.search(r"adamllm_ray\.errors\.(ModelError|ConfigError): (.+)", str(error))
+    if named is None:
+        return None
+    return (ModelError if named[1] == "ModelError" else ConfigError)(named[2])

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from adamllm_ray.config import EngineSection, RunConfig, parse_config
 from adamllm_ray.data.record import RECORD_SCHEMA, record_id
 from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
@@ -31,7 +32,11 @@ class FakeMaker:
     seconds_per_row: float = 0.0
     poison: str = ""  # the engine raises when it is asked for this id
 
+    broken: str = ""  # the engine does not start, with this ModelError
+
     def __call__(self, model: str, settings: EngineSection, images: bool) -> FakeEngine:
+        if self.broken:
+            raise ModelError(self.broken)
         return FakeEngine(self, model, images)
 
 

@@ -14,9 +14,9 @@ import pytest
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data.record import SYNTHESIZED_SCHEMA
 from adamllm_ray.data.run import RunFolder
-from adamllm_ray.errors import FingerprintMismatch, SourceError, TooManyFailures
+from adamllm_ray.errors import FingerprintMismatch, ModelError, SourceError, TooManyFailures
 from adamllm_ray.synthesis import pipeline
-from tests.synthesis.fakes import config_for, png, write_ingest
+from tests.synthesis.fakes import FakeMaker, config_for, png, write_ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -84,6 +84,17 @@ def test_changed_prompt_or_threshold_is_refused_and_named(first: Any) -> None:
     changed = config.model_copy(update={"judge": config.judge.model_copy(update={"threshold": 0.9})})
     with pytest.raises(FingerprintMismatch, match=r"judging\.threshold"):
         pipeline.synthesize(changed, run)
+
+
+def test_engine_that_does_not_start_is_the_users_error(
+    ray_local: None, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path
+) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    write_ingest(run, ROWS[:3])
+    broken = FakeMaker(str(tmp_path / "log"), broken="max_model_len is too large")
+    with pytest.raises(ModelError, match="max_model_len is too large"):
+        pipeline.synthesize(config_for(tmp_path / "run", tiny_vlm, tiny_judge), run, engine_maker=broken)
+    assert run.stage("synthesize").manifest() is None
 
 
 def test_needs_a_finished_ingest(tmp_path: Path, tiny_vlm: Path, tiny_judge: Path) -> None:
