@@ -56,7 +56,7 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
             return finished
     books = _Books(config, run, stage)
     outcome = _run(config, run, base, books.steps)
-    verdicts, extra = books.verdicts(outcome["refused"]), books.extra(outcome)
+    verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
     seconds = time.monotonic() - started
     return stage.finish(rows_in=synthesized.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
 
@@ -113,7 +113,7 @@ class _Books:
             Counter(fate.get(id, Verdict.NOT_DRAWN.value) if verdict == Verdict.OK else verdict for id, verdict in rows)
         )
 
-    def extra(self, outcome: dict[str, Any]) -> dict[str, Any]:
+    def summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """The manifest's own part. Raises MixtureDriftError when refusals have bent the mixture."""
         from adamllm_ray.training.stream import refusal_key
 
