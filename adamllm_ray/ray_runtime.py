@@ -52,7 +52,6 @@ def ray_session() -> Iterator[None]:
     if address:
         ray.init(address=address, runtime_env={"env_vars": env})
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # said outright: Ray's own default differs between versions
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(
             address="local",
@@ -71,5 +70,10 @@ def ray_session() -> Iterator[None]:
 
 def _quieten() -> None:
     """Keep Ray's plans and settings out of the terminal; its log files have them. Warnings stay."""
+    import ray.data  # sets up its logging when it is imported
+
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for handler in logging.getLogger("ray.data").handlers:
+        handler.addFilter(lambda record: "Progress bars disabled" not in record.getMessage())
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)

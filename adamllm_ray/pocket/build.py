@@ -29,7 +29,7 @@ THREADS = 2
 CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("base", "synthesizer", "judge")
-STEPS = {"tower": 1200, "text": 400, "words": 400, "base": 1500, "synthesizer": 300, "judge": 300}
+STEPS = {"tower": 1200, "text": 400, "words": 400, "base": 1500, "synthesizer": 700, "judge": 900}
 _CODE = [f"adamllm_ray.pocket.{name}" for name in ("architecture", "curriculum", "language", "regions", "world")]
 
 

@@ -35,6 +35,7 @@ from adamllm_ray.training.conversations import (
 
 PICTURES = 12_000
 HELD_OUT = 1_000_000  # pictures from this number on are never trained on
+ANSWER_TOKENS = 1  # every value of a fact is one token
 QUESTIONS, LOOKS = 6, 5  # per text, per picture
 BLANK_SHARE = 0.1  # paper appendix F
 
@@ -123,9 +124,19 @@ class Curriculum:
         return conversation_example(self.chat, turns, "synthesizer", image=data)
 
     def judged(self, random: Random, done: float) -> Example:
-        """A question with two answers and whether they agree."""
+        """A question with two answers and whether they agree.
+
+        Where they agree the precise answer itself is learnt too: a model that can tell what the precise answer should
+        be finds out quickly whether it is.
+        """
         prompt, label = self.judge_case(random)
-        return completion_example(prompt, [self._labels[label], self.chat.eos_id])
+        example = completion_example(prompt, [self._labels[label]])
+        if label != "Yes":
+            return example
+        tail = len(self.chat.text_ids("\nConsistent:")) + 1
+        answer = len(prompt) + 1 - tail - ANSWER_TOKENS
+        labels = [*example.labels[:answer], *prompt[answer : answer + ANSWER_TOKENS], *example.labels[answer + ANSWER_TOKENS :]]
+        return replace(example, labels=labels)
 
     def judge_case(self, random: Random, facts: list[Fact] | None = None) -> tuple[list[int], str]:
         """(prompt ids, label): 45 % Yes, 45 % No (one of the two answers is about another value), 10 % Open."""
