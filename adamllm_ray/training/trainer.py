@@ -11,6 +11,7 @@ continues from the newest valid checkpoint; when the driver dies, the same comma
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections import Counter
@@ -176,10 +177,25 @@ def _fit(config: RunConfig, run: RunFolder, base: str, board: Any) -> Exception 
         ),
     )
     try:
-        trainer.fit()
+        with _own_interrupts():
+            trainer.fit()
     except ray.train.TrainingFailedError as error:
         return error
     return None
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train answers Ctrl-C by leaving with code 0, and leaves its handler behind: make both an interrupt again."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGINT, handler)
 
 
 def _start_board() -> Any:
