@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
@@ -23,10 +22,8 @@ PROMPTS, TOKENS = 20, 12
 @pytest.mark.slow
 def test_greedy_tokens_are_equal(tiny_vlm: Path, tmp_path: Path) -> None:
     import torch
-    from PIL import Image
 
     model, processor = load_vlm(tiny_vlm, "float32")
-    assert Image.open(io.BytesIO(picture(0))).size == (60, 60)
     chat, collator = ChatFormat(processor.tokenizer), Collator(processor, 512)
     asked = []
     for number in range(PROMPTS):
@@ -47,6 +44,6 @@ def test_greedy_tokens_are_equal(tiny_vlm: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     answers = json.loads((tmp_path / "answers.json").read_text())
-    assert [one["error"] for one in answers] == [""] * PROMPTS or not any(one["error"] for one in answers)
+    assert not any(one["error"] for one in answers)
     assert [one["ids"] for one in answers] == [one["tokens"] for one in asked]
     assert len({tuple(one["tokens"]) for one in asked}) > 1  # the prompts were not all answered alike

@@ -1,0 +1,87 @@
+"""From Parquet files to batches: every worker reads its own rows, each example once an epoch, refusals are noted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamllm_ray.config import ImageLimits, RunConfig
+from adamllm_ray.data.run import RunFolder
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import SourceError
+from adamllm_ray.models.checkpoint import load_vlm
+from adamllm_ray.training.catalog import RowReader, build_catalog, read_catalog, write_catalog
+from adamllm_ray.training.collate import Collator
+from adamllm_ray.training.mix import Mixture
+from adamllm_ray.training.replay import copy_replay
+from adamllm_ray.training.stream import RowBatches, plan, refusal_key
+from tests.training.conftest import ROWS, finished_synthesis, picture, synthesized_rows, training_config
+
+
+def streams(run: RunFolder, config: RunConfig, base: Path, world: int) -> list[RowBatches]:
+    stage = run.stage("train")
+    stage.begin({})
+    replay = copy_replay(config.mixture.replay, ImageLimits(), stage)
+    write_catalog(build_catalog(run.stage("synthesize"), replay.files), stage)
+    catalog, processor = read_catalog(stage), load_vlm(base, "float32")[1]
+    mixture = Mixture(catalog.items(), config.mixture, config.run.seed)
+    entries = plan(mixture, config.training)
+    collators = [Collator(processor, config.training.max_length) for _ in range(world)]
+    return [
+        RowBatches(
+            entries, mixture, RowReader(catalog, stage.fs), collators[rank], config.training, rank=rank, world=world
+        )
+        for rank in range(world)
+    ]
+
+
+def seen(sources: list[RowBatches]) -> Counter[str]:
+    return Counter(
+        id for source in sources for step in range(source.steps) for batch in source.load(step) for id in batch.ids
+    )
+
+
+def test_each_example_once_however_many_workers(tmp_path: Path, tiny_vlm: Path) -> None:
+    config = training_config(tmp_path / "a", tiny_vlm, epochs=2)
+    one = seen(streams(finished_synthesis(tmp_path / "a", synthesized_rows()), config, tiny_vlm, 1))
+    # other files and row groups, other number of workers: the same examples
+    two = seen(streams(finished_synthesis(tmp_path / "b", synthesized_rows()[::-1]), config, tiny_vlm, 2))
+    assert one == two
+    assert set(one.values()) == {1}
+    assert len(one) == 2 * (ROWS - 2)
+
+
+def test_long_example_is_noted_by_the_worker_that_met_it(tmp_path: Path, tiny_vlm: Path) -> None:
+    rows = synthesized_rows()
+    rows[1]["caption"] = "a red circle " * 200
+    sources = streams(finished_synthesis(tmp_path, rows), training_config(tmp_path, tiny_vlm, epochs=1), tiny_vlm, 2)
+    ids = seen(sources)
+    refused: dict[str, Verdict] = sources[0].refused | sources[1].refused
+    entry = next(e for e in sources[0].entries if sources[0].mixture.items[e.item].id == rows[1]["id"])
+    assert refused == {refusal_key(entry, rows[1]["id"]): Verdict.EXAMPLE_TOO_LONG}
+    assert len(ids) == ROWS - 3
+
+
+def test_replay_is_read_checked_and_mixed_in(tmp_path: Path, tiny_vlm: Path) -> None:
+    (tmp_path / "p.png").write_bytes(picture(99))
+    turn = {"role": "user", "content": "<image>\nwhat is shown?"}
+    good = {"messages": [turn, {"role": "assistant", "content": "a circle"}], "images": ["p.png"]}
+    text = {"conversations": [{"from": "human", "value": "0 1?"}, {"from": "gpt", "value": "2"}]}
+    lines = [json.dumps(one) for one in (good, text, good | {"images": ["gone.png"]}, {"messages": []})] + ["{broken"]
+    (tmp_path / "general.jsonl").write_text("\n".join(lines))
+    source: dict[str, Any] = {"name": "general", "path": str(tmp_path / "general.jsonl"), "weight": 0.5}
+    config = training_config(tmp_path / "run", tiny_vlm, epochs=1)
+    config = config.model_validate(config.model_dump() | {"mixture": {"replay": [source]}})
+    run = finished_synthesis(tmp_path / "run", synthesized_rows())
+    sources = streams(run, config, tiny_vlm, 2)
+    assert len(seen(sources)) == 22 + 11
+    assert Counter(entry.form.partition(":")[0] for entry in sources[0].entries)["replay"] == 11
+    verdicts = copy_replay(config.mixture.replay, ImageLimits(), run.stage("other")).verdicts["general"]
+    assert verdicts == {"ok": 2, "image_missing": 1, "row_unreadable": 2}
+    (tmp_path / "general.jsonl").write_text(lines[-1])
+    with pytest.raises(SourceError, match="no usable record"):
+        copy_replay(config.mixture.replay, ImageLimits(), run.stage("third"))
