@@ -199,7 +199,9 @@ def show_config(
 
 @pocket.command("build")
 def pocket_build(
-    output: Annotated[Path, typer.Argument(help="Folder to build in; the models end up below it.")] = Path("runs/pocket"),
+    output: Annotated[Path, typer.Argument(help="Folder to build in; the models end up below it.")] = Path(
+        "runs/pocket"
+    ),
     install: Annotated[bool, typer.Option("--install", help="Replace the models that ship with the package.")] = False,
 ) -> None:
     """Make the three pocket models again from nothing (about an hour on 2 cores). Resumable and deterministic.
@@ -270,7 +272,9 @@ def _terminate(_signal: int, _frame: Any) -> None:
 
 
 def _print_done(name: str, manifest: Manifest, seconds: float) -> None:
-    accounted = f"{manifest.rows_in} rows in = {manifest.kept} kept + {manifest.rejected} rejected + {manifest.failed} failed"
+    accounted = (
+        f"{manifest.rows_in} rows in = {manifest.kept} kept + {manifest.rejected} rejected + {manifest.failed} failed"
+    )
     console.print(f"[green]✓[/green] [bold]{name:<11}[/bold] {accounted}  [dim]{seconds:.0f} s[/dim]", highlight=False)
 
 

@@ -70,7 +70,6 @@ def ray_session() -> Iterator[None]:
 
 def _quieten() -> None:
     """Keep Ray's plans and settings out of the terminal; its log files have them. Warnings stay."""
-    import ray.data  # sets up its logging when it is imported
 
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -37,7 +37,11 @@ class Stage:
 
 STAGES = (
     Stage("ingest", "read images and captions, check them, write records", "adamllm_ray.data.ingest"),
-    Stage("synthesize", "write a task for each pair and let the judge compare its answers", "adamllm_ray.synthesis.pipeline"),
+    Stage(
+        "synthesize",
+        "write a task for each pair and let the judge compare its answers",
+        "adamllm_ray.synthesis.pipeline",
+    ),
     Stage("train", "post-train the base model on the mixture, export it", "adamllm_ray.training.trainer"),
     Stage("evaluate", "ask base and adapted model the same questions", "adamllm_ray.evaluation.runner"),
 )
@@ -56,7 +60,9 @@ def planned(config: RunConfig) -> tuple[Stage, ...]:
     return STAGES if config.evaluation.task else STAGES[:-1]
 
 
-def run_stages(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Iterator[tuple[Stage, Manifest, float]]:
+def run_stages(
+    config: RunConfig, run: RunFolder, *, force_new: bool = False
+) -> Iterator[tuple[Stage, Manifest, float]]:
     """Do the planned stages in order, one local or remote Ray for all of them.
 
     Yields (stage, manifest, seconds spent now) after each. The resolved configuration is kept in the run folder.

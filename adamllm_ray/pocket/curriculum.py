@@ -135,7 +135,11 @@ class Curriculum:
             return example
         tail = len(self.chat.text_ids("\nConsistent:")) + 1
         answer = len(prompt) + 1 - tail - ANSWER_TOKENS
-        labels = [*example.labels[:answer], *prompt[answer : answer + ANSWER_TOKENS], *example.labels[answer + ANSWER_TOKENS :]]
+        labels = [
+            *example.labels[:answer],
+            *prompt[answer : answer + ANSWER_TOKENS],
+            *example.labels[answer + ANSWER_TOKENS :],
+        ]
         return replace(example, labels=labels)
 
     def judge_case(self, random: Random, facts: list[Fact] | None = None) -> tuple[list[int], str]:

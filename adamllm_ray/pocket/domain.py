@@ -1,6 +1,6 @@
 """The pocket domain: satellite chips with templated captions to train on, and a VQA test set with known answers.
 
-`training_pairs` is what a user's folder of images and captions would be; `test_questions` is the benchmark. The
+`training_pairs` is what a user's folder of images and captions would be; `benchmark_questions` is the benchmark. The
 gold facts travel in ``meta`` and are read only by `check_triplet`, for the report: no model and no filter sees them.
 
 Mean colour nearly solves land share, lake or sea and, in part, climate and island (the report prints that baseline), so
@@ -50,7 +50,7 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class TestQuestion:
+class DomainQuestion:
     """One benchmark question. ``choices`` are all answers that are possible for its type."""
 
     id: str
@@ -69,13 +69,13 @@ def training_pairs(limit: int | None = None) -> Iterator[Pair]:
         yield Pair(chip.key, png(chip), caption, {"facts": [[f.kind, f.noun, f.value] for f in chip.facts]})
 
 
-def test_questions(limit: int | None = None) -> Iterator[TestQuestion]:
+def benchmark_questions(limit: int | None = None) -> Iterator[DomainQuestion]:
     """The benchmark: questions about chips of the test regions, answers balanced within a type as far as they exist."""
     questions = _balanced("test", QUESTIONS_PER_ANSWER)
     yield from questions[:limit]
 
 
-def train_questions() -> Iterator[TestQuestion]:
+def train_questions() -> Iterator[DomainQuestion]:
     """Labelled questions about training chips. Only the colour baseline is fitted on them, never a model."""
     yield from _balanced("train", 4 * QUESTIONS_PER_ANSWER)
 
@@ -128,8 +128,8 @@ def _name(fact: Fact) -> tuple[str, str, str]:
     return fact.kind, fact.noun, fact.value
 
 
-def _balanced(split: Split, per_answer: int) -> list[TestQuestion]:
-    groups: dict[tuple[str, str], list[TestQuestion]] = {}
+def _balanced(split: Split, per_answer: int) -> list[DomainQuestion]:
+    groups: dict[tuple[str, str], list[DomainQuestion]] = {}
     for chip in sorted(all_chips(split), key=_test_order):
         for fact in chip.facts:
             for name, asked, choices in _ask(chip, fact):
@@ -137,7 +137,7 @@ def _balanced(split: Split, per_answer: int) -> list[TestQuestion]:
                 if len(group) < per_answer * EASY.get(name, 1):
                     key = f"{chip.key}-{name.replace(', ', '-').replace(' ', '-').replace('/', '-')}"
                     picture = png(chip)
-                    group.append(TestQuestion(key, picture, asked.text, asked.precise, name, asked.kind, choices))
+                    group.append(DomainQuestion(key, picture, asked.text, asked.precise, name, asked.kind, choices))
     return [question for key in sorted(groups) for question in groups[key]]
 
 
@@ -192,7 +192,7 @@ def _says(informative: str, fact: Fact) -> bool:
 def describe() -> str:
     """Counts of questions per type and answer, as JSON; for the log of a build."""
     counts: dict[str, dict[str, int]] = {}
-    for question in test_questions():
+    for question in benchmark_questions():
         kind = counts.setdefault(question.type, {})
         kind[question.answer] = kind.get(question.answer, 0) + 1
     return json.dumps(counts)

@@ -138,4 +138,3 @@ def _complete(folder: Path, requests: list[Request], spec: SamplingSpec, *, imag
             engine.close()
 
     return asyncio.run(ask())
-

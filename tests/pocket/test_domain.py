@@ -46,7 +46,7 @@ def test_check_triplet_knows_right_from_wrong(pairs):
 
 @pytest.mark.timeout(120)
 def test_questions_are_balanced_and_answerable():
-    questions = list(domain.test_questions())
+    questions = list(domain.benchmark_questions())
     assert len({question.id for question in questions}) == len(questions)
     assert {question.type for question in questions} >= set(domain.NAMES.values())
     assert all(question.answer in question.choices for question in questions)

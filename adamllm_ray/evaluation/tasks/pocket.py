@@ -10,9 +10,9 @@ from adamllm_ray.evaluation.tasks import Question
 
 def pocket_questions() -> Iterator[Question]:
     """Questions about the test region; no test chip touches a chip that was trained on."""
-    from adamllm_ray.pocket.domain import test_questions
+    from adamllm_ray.pocket.domain import benchmark_questions
 
-    yield from _convert(test_questions())
+    yield from _convert(benchmark_questions())
 
 
 def pocket_train_questions() -> Iterator[Question]:
