@@ -288,7 +288,27 @@ def _print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Ma
         _print_scores(folder)
     for line in funnel_lines(manifests):
         console.print(line, highlight=False)
+    for line in _pocket_figures(config):
+        console.print(line, highlight=False)
     console.print(f"\nmodel:  {manifests['train'].extra['model']}\nreport: {page}", soft_wrap=True, highlight=False)
+
+
+def _pocket_figures(config: RunConfig) -> list[str]:
+    """What the shipped models could do when they were built, for those of them that this run used."""
+    from adamllm_ray.models.checkpoint import POCKET, resolve_model
+
+    used = {role: spec for role, spec in config.models if spec.startswith(POCKET)}
+    if not used:
+        return []
+    figures = json.loads((Path(resolve_model(next(iter(used.values())))).parent / "figures.json").read_text())
+    base, synthesizer, judge = figures["base"], figures["synthesizer"], figures["judge"]
+    lines = {
+        "base": f"{100 * base['accuracy']:.0f} % of {base['questions']} held-out general questions",
+        "synthesizer": f"{100 * synthesizer['parsed']:.0f} % of its responses for {synthesizer['pairs']} chips parse, "
+        f"{100 * synthesizer['right']:.0f} % are right in both answers",
+        "judge": f"{100 * judge['yes_no_accuracy']:.0f} % of {judge['cases']} Yes-or-No cases in the domain's words",
+    }
+    return ["shipped models, as built:", *(f"  {role:<12}{lines[role]}" for role in used)]
 
 
 def _print_scores(folder: RunFolder) -> None:
