@@ -151,7 +151,8 @@ def _test_order(chip: Chip) -> tuple[bool, float]:
 def _ask(chip: Chip, fact: Fact) -> list[tuple[str, language.Question, tuple[str, ...]]]:
     """(type, question, choices) for a fact: the open form and, where there is one, a closed form."""
     name = NAMES[fact.kind, fact.noun]
-    asked = [(name, language.open_question(fact), fact.values)]
+    choices = language.HALVES if fact.kind == "half" else fact.values
+    asked = [(name, language.open_question(fact), choices)]
     if fact.kind in ALSO_CLOSED:
         true = uniform(_SEED, "closed", chip.key, fact.kind) < 0.5
         value = fact.value if true else fact.other(Random(f"{_SEED}-{chip.key}-{fact.kind}"))

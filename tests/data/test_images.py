@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 
-import hostile
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +14,7 @@ from adamllm_ray.config import ImageLimits
 from adamllm_ray.data import images
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused
+from tests import hostile
 
 pytestmark = [
     pytest.mark.timeout(60),

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hostile
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +26,7 @@ from adamllm_ray.data.ingest import ingest
 from adamllm_ray.data.record import RECORD_SCHEMA, record_id
 from adamllm_ray.data.run import Manifest, RunFolder
 from adamllm_ray.errors import FingerprintMismatch, SourceError, StorageError, TooManyFailures
+from tests import hostile
 
 pytestmark = pytest.mark.timeout(120)
 

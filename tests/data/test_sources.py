@@ -9,7 +9,6 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import hostile
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +18,7 @@ from adamllm_ray.data import jsonfile
 from adamllm_ray.data.sources import ImageFolder, RawPair, read_pairs, source_fingerprint
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, SourceError
+from tests import hostile
 
 pytestmark = pytest.mark.timeout(60)
 PNG = hostile.good_png()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import hostile
 import pyarrow as pa
 import pytest
 
@@ -18,6 +17,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.ingest import ingest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import FingerprintMismatch, StorageError
+from tests import hostile
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 

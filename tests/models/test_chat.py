@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import hostile
 import pytest
 from conftest import TINY_TEXTS
 from hypothesis import given, settings
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.pocket.architecture import BOS, EOS, EOT, IMAGE, SPECIAL_TOKENS, build_tokenizer
+from tests import hostile
 
 pytestmark = pytest.mark.timeout(120)
 CHATML = (
