@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import TINY_TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.pocket.architecture import BOS, EOS, EOT, IMAGE, SPECIAL_TOKENS, build_tokenizer
 from tests import hostile
+from tests.conftest import TINY_TEXTS
 
 pytestmark = pytest.mark.timeout(120)
 CHATML = (
