@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adamllm_ray.models.chat import ChatFormat, Turn
-from adamllm_ray.models.checkpoint import load_vlm
+from adamllm_ray.models.checkpoint import load_vlm, resolve_model
 from adamllm_ray.training.collate import Collator
 from adamllm_ray.training.conversations import IGNORE, Example
 from tests.training.conftest import picture
@@ -20,10 +20,12 @@ PROMPTS, TOKENS = 20, 12
 
 
 @pytest.mark.slow
-def test_greedy_tokens_are_equal(tiny_vlm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", ["random", "trained"])
+def test_greedy_tokens_are_equal(weights: str, tiny_vlm: Path, tmp_path: Path) -> None:
     import torch
 
-    model, processor = load_vlm(tiny_vlm, "float32")
+    folder = tiny_vlm if weights == "random" else Path(resolve_model("pocket:base"))
+    model, processor = load_vlm(folder, "float32")
     chat, collator = ChatFormat(processor.tokenizer), Collator(processor, 512)
     asked = []
     for number in range(PROMPTS):
@@ -39,7 +41,7 @@ def test_greedy_tokens_are_equal(tiny_vlm: Path, tmp_path: Path) -> None:
         tokens = out[0, length:].tolist()
         asked.append({"ids": ids, "image": picture(number).hex(), "tokens": tokens})
     (tmp_path / "asked.json").write_text(json.dumps(asked))
-    command = [sys.executable, "-m", "tests.models.vllm_answers", str(tiny_vlm), "asked.json", "answers.json"]
+    command = [sys.executable, "-m", "tests.models.vllm_answers", str(folder), "asked.json", "answers.json"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
