@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from adamllm_ray.errors import AdamLLMError, ConfigError, ModelError
 
 WORKER_ENV = {
     "HF_HUB_OFFLINE": "1",  # nothing is fetched at run time: models are folders we were given
@@ -76,3 +79,16 @@ def _quieten() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(lambda record: "Progress bars disabled" not in record.getMessage())
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+
+
+def own_error(error: BaseException) -> AdamLLMError | None:
+    """The exception of ours that Ray wrapped, if there is one. Of an actor that did not start, Ray keeps only text."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, AdamLLMError):
+            return link
+        link = getattr(link, "cause", None) or link.__cause__ or link.__context__
+    named = re.search(r"adamllm_ray\.errors\.(ModelError|ConfigError): (.+)", str(error))
+    if named is None:
+        return None
+    return (ModelError if named[1] == "ModelError" else ConfigError)(named[2])

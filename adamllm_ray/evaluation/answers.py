@@ -22,9 +22,10 @@ from adamllm_ray.config import EngineSection, EvaluationSection, ImageLimits, Ru
 from adamllm_ray.data import storage
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import AdamLLMError, ConfigError, ImageRefused
+from adamllm_ray.errors import ConfigError, ImageRefused
 from adamllm_ray.evaluation.tasks import QUESTION_SCHEMA
 from adamllm_ray.models.chat import Turn
+from adamllm_ray.ray_runtime import own_error
 from adamllm_ray.synthesis.actors import load_chat
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec
 from adamllm_ray.synthesis.pools import fit_pools
@@ -110,11 +111,8 @@ def _batches(graph: ray.data.Dataset) -> Iterator[pa.Table]:
     try:
         yield from graph.iter_batches(batch_size=None, batch_format="pyarrow")
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, AdamLLMError):
-                raise cause from None
-            cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
+        if (ours := own_error(error)) is not None:
+            raise ours from None
         raise
 
 

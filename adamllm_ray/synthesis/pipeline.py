@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import threading
 import time
 from collections import Counter
@@ -33,9 +32,9 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.record import RECORD_SCHEMA
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import AdamLLMError, ConfigError, ModelError, RowAccountingError, SourceError, TooManyFailures
+from adamllm_ray.errors import RowAccountingError, SourceError, TooManyFailures
 from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
-from adamllm_ray.ray_runtime import ray_session
+from adamllm_ray.ray_runtime import own_error, ray_session
 from adamllm_ray.synthesis import prompts
 from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer, start_engine
 from adamllm_ray.synthesis.pools import IO_CPUS, fit_pools, write_tasks
@@ -115,7 +114,7 @@ def _execute(config: RunConfig, source: StageFolder, stage: StageFolder, engine_
                 stage.data, filesystem=stage.fs, ray_remote_args={"num_cpus": IO_CPUS}, concurrency=write_tasks()
             )
         except Exception as error:
-            ours = _own_error(error)
+            ours = own_error(error)
             if ours is not None:
                 raise ours from None
             with storage.storage_errors("write the tasks", stage.uri):  # a full disk comes through Ray as an OSError
@@ -249,16 +248,3 @@ def _check_ceiling(verdicts: dict[str, int], limit: float) -> None:
             "(synthesis.max_failed_share); task_detail in synthesize/data says why. With the cause removed, start the "
             "stage again with --force-new"
         )
-
-
-def _own_error(error: BaseException) -> AdamLLMError | None:
-    """The exception of ours that Ray wrapped, if there is one. Of an actor that did not start, Ray keeps only text."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, AdamLLMError):
-            return link
-        link = getattr(link, "cause", None) or link.__cause__ or link.__context__
-    named = re.search(r"adamllm_ray\.errors\.(ModelError|ConfigError): (.+)", str(error))
-    if named is None:
-        return None
-    return (ModelError if named[1] == "ModelError" else ConfigError)(named[2])
