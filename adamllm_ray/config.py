@@ -93,7 +93,7 @@ class EngineSection(Section):
     replicas: Count = 1
     gpus_per_replica: int = Field(default=0, ge=0, description="Tensor parallel size; 0 = vLLM's CPU build.")
     cpus_per_replica: Positive = 1.0
-    max_model_len: Count = 4096
+    max_model_len: Count = Field(default=4096, description="Tokens; a model made for fewer positions gets fewer.")
     max_num_seqs: Count = Field(default=64, description="Rows decoded at the same time by one replica.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     gpu_memory_utilization: Share = 0.9

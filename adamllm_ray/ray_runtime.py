@@ -6,6 +6,7 @@ with the process and never touches another Ray on the machine.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -73,7 +74,7 @@ def ray_session() -> Iterator[None]:
 
 def _quieten() -> None:
     """Keep Ray's plans and settings out of the terminal; its log files have them. Warnings stay."""
-
+    importlib.import_module("ray.data")  # sets up its logging when it is imported, so before ours
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for handler in logging.getLogger("ray.data").handlers:

@@ -14,6 +14,7 @@ process, which starts three times faster and needs a third of the memory (docs/d
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import os
@@ -151,7 +152,7 @@ class Engine:
         except TypeError as error:
             raise ConfigError(f"engine.extra: vLLM does not take these arguments: {error}") from error
         except (ValueError, RuntimeError, OSError) as error:
-            raise ModelError(f"vLLM cannot start {model}: {error}") from error
+            raise ModelError(f"vLLM cannot start {model}: {' '.join(str(error).split())}") from error
 
     async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
         """One completion per request, in the same order; may be called concurrently from one event loop.
@@ -187,7 +188,7 @@ def engine_arguments(model: str, settings: EngineSection, *, images: bool, seed:
     arguments: dict[str, Any] = {
         "model": model,
         "seed": seed,
-        "max_model_len": settings.max_model_len,
+        "max_model_len": min(settings.max_model_len, _positions(model)),
         "max_num_seqs": settings.max_num_seqs,
         "dtype": settings.dtype,
         "enforce_eager": settings.enforce_eager,
@@ -210,6 +211,17 @@ def engine_arguments(model: str, settings: EngineSection, *, images: bool, seed:
             "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
         }
     return arguments | settings.extra | GUARDED
+
+
+def _positions(model: str) -> float:
+    """Tokens that the model was made for; infinite where its config does not say so in one number (scaled RoPE)."""
+    path = Path(model) / "config.json"
+    if not path.is_file():
+        return math.inf
+    config = json.loads(path.read_text("utf-8"))
+    text = config.get("text_config", config)
+    scaled = any((text.get(key) or {}).get("factor") for key in ("rope_scaling", "rope_parameters"))
+    return math.inf if scaled else text.get("max_position_embeddings", math.inf)
 
 
 class _Refused(Exception):
