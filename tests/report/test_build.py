@@ -83,3 +83,18 @@ def test_report_of_a_run_that_was_not_evaluated(config, full_run):
     assert "Not evaluated yet" in html
     assert "Where the rows went" in html
     assert "Training loss" not in html
+
+
+@pytest.mark.parametrize("missing", ["majority", "colour"])
+def test_report_without_a_baseline_that_could_not_be_fitted(config, full_run, missing):
+    # A task of a user's own with open answers has no colour baseline.
+    evaluate = full_run.stage("evaluate")
+    scores = evaluate.manifest().extra["scores"]
+    del scores["baselines"][missing]
+    full_run.fs.delete_dir(evaluate.path)
+    evaluate.begin({"x": 1})
+    evaluate.finish(rows_in=960, verdicts={"ok": 960}, extra={"scores": scores}, seconds=61)
+    html = _build(config, full_run)
+    words = {"majority": "most common answer", "colour": "linear model on mean colour"}
+    for name, text in words.items():
+        assert (text in html) == (name != missing)
