@@ -10,14 +10,14 @@ safe loader. No torch, ray or vllm is imported here.
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from adamllm_ray.config_text import apply_override, explain, parse_yaml
 from adamllm_ray.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -90,7 +90,15 @@ class ModelsSection(Section):
 class EngineSection(Section):
     """One pool of vLLM replicas. The same fields serve a 1 M-parameter model on a laptop and an 8 B one on GPUs."""
 
-    replicas: Count = 1
+    replicas: Count = Field(default=1, description="The most replicas of this pool.")
+    min_replicas: Count | None = Field(
+        default=None,
+        description="The pool starts with this many and grows to `replicas` while work waits and the cluster has room. "
+        "Absent: all `replicas` from the start.",
+    )
+    max_retries: int = Field(
+        default=5, ge=0, description="Tries more for a batch whose replica died under it; then the job stops."
+    )
     gpus_per_replica: int = Field(default=0, ge=0, description="Tensor parallel size; 0 = vLLM's CPU build.")
     cpus_per_replica: Positive = 1.0
     max_model_len: Count = Field(default=4096, description="Tokens; a model made for fewer positions gets fewer.")
@@ -100,6 +108,17 @@ class EngineSection(Section):
     kv_cache_gib: Positive = Field(default=1.0, description="Only used on CPU.")
     enforce_eager: bool = False
     extra: dict[str, Any] = Field(default_factory=dict, description="More vllm.AsyncEngineArgs, passed as they are.")
+
+    @property
+    def least_replicas(self) -> int:
+        """Replicas that must run at the same time for the pool to work at all as configured."""
+        return self.min_replicas or self.replicas
+
+    @model_validator(mode="after")
+    def _pool(self) -> EngineSection:
+        if self.least_replicas > self.replicas:
+            raise ValueError(f"min_replicas ({self.min_replicas}) must not be above replicas ({self.replicas})")
+        return self
 
 
 class SynthesisSection(Section):
@@ -111,14 +130,48 @@ class SynthesisSection(Section):
     rows_per_block: Count = Field(default=64, description="Unit of resume: a kill costs at most the blocks in flight.")
     batch_size: Count = Field(default=32, description="Rows handed to a replica at once.")
     max_failed_share: Share = 0.05
+    candidates: Count = Field(
+        default=1,
+        description="Responses sampled per image, all judged; the kept one with the highest P(Yes) becomes the task.",
+    )
+    retry_temperature: Positive | None = Field(
+        default=None, description="Ask once more at this temperature when no response of a row parses. Absent: do not."
+    )
+    stall_minutes: Positive = Field(
+        default=30.0, description="Stop when nothing moves for so long; must be longer than a replica takes to start."
+    )
+
+    @property
+    def attempts_kept(self) -> bool:
+        """Whether the `attempts` column is filled: a row may have more than one response."""
+        return self.candidates > 1 or self.retry_temperature is not None
+
+    @model_validator(mode="after")
+    def _sampling(self) -> SynthesisSection:
+        if self.candidates > 1 and self.temperature == 0:
+            raise ValueError(
+                "synthesis: candidates above 1 need a temperature above 0, or all of them are the same; "
+                "for example synthesis.temperature=0.7"
+            )
+        if self.retry_temperature is not None and self.retry_temperature <= self.temperature:
+            raise ValueError(
+                f"synthesis: retry_temperature ({self.retry_temperature}) must be above temperature "
+                f"({self.temperature}); leave it out for no second try"
+            )
+        return self
 
 
 class JudgeSection(Section):
     """Consistency filter (paper section 3.1.2)."""
 
     engine: EngineSection = EngineSection()
+    keep: Literal["threshold", "exact"] = Field(
+        default="threshold",
+        description="threshold: keep a task when P(Yes) >= threshold. exact: when Yes is the most likely label, "
+        "the paper's rule.",
+    )
     threshold: Share = Field(
-        default=0.5, description="Keep a task when P(Yes) is at least this, among Yes / No / Open."
+        default=0.5, description="Of keep: threshold. P(Yes) is among Yes / No / Open; all three are stored."
     )
     few_shot: bool = Field(
         default=True, description="Put six worked examples before each question; off for a judge tuned for it."
@@ -254,13 +307,13 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes; this is not a run configuration")
-        tree = _parse_yaml(file.read_text("utf-8"), str(file))
+        tree = parse_yaml(file.read_text("utf-8"), str(file))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the configuration {file}: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: expected sections such as 'run:' and 'data:', found {type(tree).__name__}")
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return parse_config(tree)
 
 
@@ -270,7 +323,7 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate_json(json.dumps(tree))
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
-            raise ConfigError(_explain(error)) from None
+            raise ConfigError(explain(error, RunConfig)) from None
         raise ConfigError(f"the configuration holds a value that is not plain data: {error}") from error
 
 
@@ -282,82 +335,3 @@ def config_schema() -> dict[str, Any]:
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5) and without aliases.
-
-    Ten lines of aliases can unfold to gigabytes, and no configuration here needs them.
-    """
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
-            )
-        return super().compose_node(parent, index)
-
-
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float",
-    __import__("re").compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
-        raise ConfigError(f"{where} is not valid YAML: {error}") from error
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key.strip():
-        raise ConfigError(f"--set wants key=value, got {override!r}; for example --set training.epochs=2")
-    *parents, leaf = key.strip().split(".")
-    node = tree
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise ConfigError(f"--set {key}: '{parent}' is a value, not a section")
-        node = child
-    node[leaf] = _parse_yaml(value, f"--set {key}")
-
-
-def _explain(error: ValidationError) -> str:
-    lines = ["the configuration is wrong:"]
-    for problem in error.errors():
-        location = problem["loc"]
-        key = ".".join(map(str, location))
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  {key}: unknown key{_nearest(location)}")
-        elif problem["type"] == "missing":
-            lines.append(f"  {key}: is required")
-        else:
-            shown = "" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})"
-            lines.append(f"  {key or 'run'}: {problem['msg'].removeprefix('Value error, ')}{shown}")
-    return "\n".join(lines)
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
-    """'; did you mean X?' from the fields of the section where the unknown key stands."""
-    section: type[BaseModel] = RunConfig
-    for name in location[:-1]:
-        field = section.model_fields.get(str(name)) if isinstance(name, str) else None
-        if field is not None:
-            section = next(
-                (kind for kind in (field.annotation, *_inner(field.annotation)) if _is_section(kind)), section
-            )
-    known = list(section.model_fields)
-    close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else f"; known keys: {', '.join(known)}"
-
-
-def _inner(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation)
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -213,3 +213,22 @@ def test_random_files_parse_or_are_refused(data: bytes, tmp_path_factory: pytest
     file.write_bytes(data)
     with contextlib.suppress(ConfigError):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("synthesis", {"candidates": 4}, "temperature above 0"),
+        ("synthesis", {"retry_temperature": 0.5, "temperature": 0.7}, "must be above temperature"),
+        ("synthesis", {"engine": {"replicas": 2, "min_replicas": 3}}, "must not be above replicas"),
+        ("judge", {"keep": "always"}, "judge.keep"),
+    ],
+)
+def test_sampling_and_pool_sizes_that_cannot_be_name_the_fix(key, value, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_config({"run": {"output": "x"}, key: value})
+
+
+def test_pool_keeps_its_size_unless_told_otherwise():
+    pool = parse_config({"run": {"output": "x"}, "synthesis": {"engine": {"replicas": 8}}}).synthesis.engine
+    assert pool.least_replicas == 8

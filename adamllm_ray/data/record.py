@@ -24,6 +24,26 @@ RECORD_SCHEMA = pa.schema(
     ]
 )
 
+# One response of the synthesizer and what became of it, where a row may have several (synthesis.candidates,
+# synthesis.retry_temperature). The columns of the row itself repeat the chosen one.
+ATTEMPT = pa.struct(
+    [
+        pa.field("temperature", pa.float32()),
+        pa.field("seed", pa.int64()),
+        pa.field("response_ids", pa.list_(pa.int32())),
+        pa.field("finish_reason", pa.string()),
+        pa.field("instruction", pa.string()),
+        pa.field("informative", pa.string()),
+        pa.field("precise", pa.string()),
+        pa.field("judge_yes", pa.float32()),
+        pa.field("judge_no", pa.float32()),
+        pa.field("judge_open", pa.float32()),
+        pa.field("verdict", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("chosen", pa.bool_()),
+    ]
+)
+
 SYNTHESIS_FIELDS = [
     pa.field("response_ids", pa.list_(pa.int32())),  # token ids as the synthesizer wrote them
     pa.field("response", pa.string()),  # the same, decoded with special tokens kept
@@ -36,6 +56,7 @@ SYNTHESIS_FIELDS = [
     pa.field("judge_open", pa.float32()),
     pa.field("task_verdict", pa.string()),
     pa.field("task_detail", pa.string()),
+    pa.field("attempts", pa.list_(ATTEMPT)),  # every response in the order asked; null where only one was allowed
 ]
 
 SYNTHESIZED_SCHEMA = pa.schema([*RECORD_SCHEMA, *SYNTHESIS_FIELDS])
@@ -65,6 +86,11 @@ def _digest(*parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
+
+
+def draw_seed(seed: int, purpose: str, *keys: object) -> int:
+    """A 31-bit seed for a sampler, drawn like `uniform`."""
+    return int(uniform(seed, purpose, *keys) * 2**31)
 
 
 def uniform(seed: int, purpose: str, *keys: object) -> float:

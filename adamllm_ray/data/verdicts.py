@@ -41,6 +41,8 @@ class Verdict(StrEnum):
     RESPONSE_EMPTY = "response_empty"
     RESPONSE_TRUNCATED = "response_truncated"
     RESPONSE_UNPARSABLE = "response_unparsable"  # no question appears under both hints
+    RESPONSE_REPEATS = "response_repeats"  # cut by the token limit while it wrote the same few tokens again and again
+    RESPONSE_UNSAFE = "response_unsafe"  # the task holds a URL that the caption does not have
     JUDGED_INCONSISTENT = "judged_inconsistent"  # judge says No
     JUDGED_OPEN = "judged_open"  # judge says the question has no single answer
     ENGINE_ERROR = "engine_error"  # the engine refused this row; detail has its words
@@ -64,6 +66,8 @@ _REJECTED = frozenset(
         Verdict.RESPONSE_EMPTY,
         Verdict.RESPONSE_TRUNCATED,
         Verdict.RESPONSE_UNPARSABLE,
+        Verdict.RESPONSE_REPEATS,
+        Verdict.RESPONSE_UNSAFE,
         Verdict.JUDGED_INCONSISTENT,
         Verdict.JUDGED_OPEN,
         Verdict.PROMPT_TOO_LONG,

@@ -35,6 +35,8 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.RESPONSE_EMPTY: "the synthesizer wrote nothing",
     Verdict.RESPONSE_TRUNCATED: "the response hit the token limit",
     Verdict.RESPONSE_UNPARSABLE: "no question with both answers in the response",
+    Verdict.RESPONSE_REPEATS: "the response repeats itself until the token limit",
+    Verdict.RESPONSE_UNSAFE: "the task holds a URL that the caption does not have",
     Verdict.JUDGED_INCONSISTENT: "judge: the two answers disagree",
     Verdict.JUDGED_OPEN: "judge: the question has no single answer",
     Verdict.ENGINE_ERROR: "the engine refused the row",
