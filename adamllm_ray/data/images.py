@@ -153,7 +153,9 @@ def _stretch(samples: NDArray[np.float32], mode: str) -> NDArray[np.float32]:
         return samples
     if low >= 0 and high <= 65535:
         return samples * np.float32(255.0 / 65535.0)
-    return (samples - np.float32(low)) * np.float32(255.0 / (high - low))
+    return ((samples.astype(np.float64) - low) * (255.0 / (high - low))).astype(
+        np.float32
+    )  # high - low may pass float32
 
 
 def _on_white_rgb(image: Image.Image) -> Image.Image:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.record import RECORD_SCHEMA, SYNTHESIS_FIELDS, SYNTHESIZED_SCHEMA
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import ImageRefused, TooManyFailures
+from adamllm_ray.errors import ImageRefused, ModelError, TooManyFailures
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.consistency import judge_prompt, judgement, label_ids
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec, TextEngine, match_completions
@@ -166,7 +166,10 @@ class Judge:
     def _result(self, completion: Completion) -> Row:
         if completion.error is not None:
             return _engine_error(completion, "judge: ")
-        found = judgement(completion.logprobs, self.labels)
+        try:
+            found = judgement(completion.logprobs, self.labels)
+        except ModelError as error:  # not-a-number from a broken kernel, say
+            return _verdict(Verdict.ENGINE_ERROR, str(error))
         chances = {"judge_yes": found.yes, "judge_no": found.no, "judge_open": found.open}
         return chances | _verdict(found.verdict(self.settings.threshold))
 

@@ -104,13 +104,13 @@ def label_ids(tokenizer: Any) -> dict[str, int]:
 def judgement(logprobs: Mapping[int, float], labels: Mapping[str, int]) -> Judgement:
     """Softmax over the three labels only; ``logprobs`` maps token id to natural log-probability.
 
-    A label that is absent or -inf counts as probability 0. Raises ValueError when no label has any weight.
+    A label that is absent or has no finite value counts as probability 0. Raises ModelError when all three do.
     """
-    scores = {label: logprobs.get(labels[label], -math.inf) for label in LABELS}
+    scores = {label: score for label in LABELS if math.isfinite(score := logprobs.get(labels[label], -math.inf))}
+    if not scores:
+        raise ModelError("the judge gave none of the labels a probability")
     top = max(scores.values())
-    if not math.isfinite(top):
-        raise ValueError(f"none of the labels {dict(labels)} has a log-probability")
-    weights = {label: math.exp(score - top) for label, score in scores.items()}
+    weights = {label: math.exp(scores[label] - top) if label in scores else 0.0 for label in LABELS}
     total = sum(weights.values())
     return Judgement(*(weights[label] / total for label in LABELS))
 

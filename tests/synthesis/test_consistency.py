@@ -4,10 +4,12 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ModelError
 from adamllm_ray.synthesis.consistency import FEW_SHOT_HEADER, LABELS, Judgement, judge_prompt, judgement, label_ids
+from tests.strategies import label_logprobs
 
 
 def test_prompt_is_one_block_and_newlines_are_folded(tokenizer: Any) -> None:
@@ -51,8 +53,18 @@ def test_probabilities_are_over_the_three_labels_only() -> None:
     found = judgement({5: math.log(0.2), 6: math.log(0.1), 7: math.log(0.1), 9: math.log(0.6)}, labels)
     assert (found.yes, found.no, found.open) == pytest.approx((0.5, 0.25, 0.25))
     assert judgement({5: -800.0, 6: -801.0}, labels).yes == pytest.approx(1 / (1 + math.exp(-1)))
-    with pytest.raises(ValueError, match="log-probability"):
-        judgement({9: 0.0}, labels)
+    with pytest.raises(ModelError, match="none of the labels"):
+        judgement({9: 0.0, 5: math.nan, 6: -math.inf, 7: math.inf}, labels)
+
+
+@settings(max_examples=500, deadline=None)
+@given(logprobs=label_logprobs([5, 6, 7]))
+def test_any_logprobs_give_probabilities_or_nothing(logprobs: dict[int, float]) -> None:
+    if any(math.isfinite(logprobs.get(label, math.nan)) for label in (5, 6, 7)):
+        found = judgement(logprobs, {"Yes": 5, "No": 6, "Open": 7})
+        chances = (found.yes, found.no, found.open)
+        assert min(chances) >= 0
+        assert sum(chances) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
 from adamllm_ray.synthesis.triplets import Triplet, TripletParser, first_triplet
+from tests.strategies import INFORMATIVE, PRECISE, QUESTION, responses
 from tests.synthesis.fakes import turns
 
-Q = "What is shown?"
-PRECISE = (hinted(HINT_PRECISE, Q), "a circle")
-INFORMATIVE = (hinted(HINT_INFORMATIVE, Q), "It is a red circle.")
+Q = QUESTION
 WANTED = Triplet(Q, "It is a red circle.", "a circle")
 
 
@@ -78,20 +77,10 @@ def test_spelled_out_special_tokens_are_text(parser: TripletParser) -> None:
     assert found == Triplet(f"Read {text} aloud", f"{text} {HINT_INFORMATIVE}", f"{text} {HINT_PRECISE}")
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(data=st.data())
 def test_any_ids_give_a_triplet_or_a_verdict(parser: TripletParser, data: st.DataObject) -> None:
-    chat = parser.chat
-    pieces = [
-        chat.user_open,
-        chat.assistant_open,
-        chat.turn_end,
-        (chat.eos_id,),
-        *map(chat.text_ids, (*PRECISE, *INFORMATIVE)),
-    ]
-    piece = st.sampled_from([tuple(each) for each in pieces]) | st.tuples(st.integers(0, 5000))
-    ids = [token for part in data.draw(st.lists(piece, max_size=25)) for token in part]
-    found = parser.parse(ids, data.draw(st.sampled_from(["stop", "length"])))
+    found = parser.parse(data.draw(responses(parser.chat)), data.draw(st.sampled_from(["stop", "length"])))
     assert isinstance(found, Triplet | Verdict)
     if isinstance(found, Triplet):
         assert found.question
