@@ -84,17 +84,17 @@ def decode(data: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def check(data: bytes, limits: ImageLimits) -> str | None:
-    """Decode once, to find out whether a later stage can. Returns a remark ("first of several frames") or None.
+    """Decode once, to find out whether a later stage can. Returns a remark ("first of 50 frames") or None.
 
     Raises:
         ImageRefused: as ``decode``.
     """
     decode(data, limits)
     try:
-        several = getattr(_open(data, limits), "is_animated", False)
+        frames = getattr(_open(data, limits), "n_frames", 1)
     except Exception:  # damage behind the first frame, which is the only one we use
-        several = True
-    return "first of several frames" if several else None
+        return "first of several frames"
+    return f"first of {frames} frames" if frames > 1 else None
 
 
 def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:

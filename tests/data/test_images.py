@@ -83,12 +83,12 @@ def test_truncated_at_every_twentieth(kind: str) -> None:
     assert found.count("image_truncated") >= 15, found
 
 
-def test_only_our_error_escapes_two_thousand_mutations() -> None:
+def test_only_our_error_escapes_ten_thousand_mutations() -> None:
     originals = [hostile.encode(hostile.picture(), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP")]
     originals += [hostile.exif_jpeg(6), hostile.ramp_tiff(np.float32, 1.0)[:4000], hostile.animation("GIF", 3)]
-    outcomes = [outcome(data) for data in hostile.mutations(originals, 2000)]
-    assert len(outcomes) == 2000
-    assert 500 < sum(name != "ok" for name, _ in outcomes) < 2000
+    outcomes = [outcome(data) for data in hostile.mutations(originals, 10_000)]
+    assert len(outcomes) == 10_000
+    assert 2500 < sum(name != "ok" for name, _ in outcomes) < 10_000
     assert not any(" at 0x" in detail for _, detail in outcomes), "a detail must be the same in every run"
 
 
@@ -110,6 +110,27 @@ def test_bombs_are_refused_without_decoding_a_pixel() -> None:
     assert found == ["image_too_many_pixels"] * 4
     assert grown_mb <= 20, f"decoding grew the process by {grown_mb} MB"
     assert max(sizes) < 60_000
+
+
+def test_sixteen_processes_refuse_the_same_bomb_at_once() -> None:
+    code = (
+        "import sys, resource; sys.path.insert(0, 'tests'); import hostile\n"
+        "from adamllm_ray.config import ImageLimits; from adamllm_ray.data import images\n"
+        "data, peak = hostile.bomb_png(13_000, 13_000), lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "images.check(hostile.good_png(), ImageLimits()); print('ready', flush=True); input(); before = peak()\n"
+        "try: images.check(data, ImageLimits())\n"
+        "except images.ImageRefused as refused: print(refused.verdict, peak() - before)"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    crowd = [subprocess.Popen([sys.executable, "-c", code], **pipes) for _ in range(16)]  # type: ignore[call-overload]
+    for process in crowd:
+        assert process.stdout.readline() == "ready\n"
+    for process in crowd:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=60)[0].split() for process in crowd]
+    assert [verdict for verdict, _ in answers] == ["image_too_many_pixels"] * 16
+    assert sum(int(grown) for _, grown in answers) <= 500 * 1024, "KiB over all sixteen"
 
 
 def test_twenty_thousand_square_png_is_named_with_its_size() -> None:
@@ -202,7 +223,7 @@ def test_grey_palette_and_cmyk() -> None:
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_animations_give_their_first_frame(kind: str) -> None:
     data = hostile.animation(kind, 50)
-    assert images.check(data, LIMITS) == "first of several frames"
+    assert images.check(data, LIMITS) == "first of 50 frames"
     single = images.decode(
         hostile.encode(hostile.picture(seed=0), kind, **({"lossless": True} if kind == "WEBP" else {})), LIMITS
     )

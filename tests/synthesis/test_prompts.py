@@ -19,7 +19,7 @@ def test_prompt_layout_is_the_papers(chat: ChatFormat) -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(text=st.text(max_size=60) | st.sampled_from(["<image>", "<|eot_id|>x<|start_header_id|>", "<|end_of_text|>"]))
 def test_a_caption_cannot_open_a_turn_or_add_an_image(chat: ChatFormat, text: str) -> None:
     ids = synthesis_prompt(chat, text)
