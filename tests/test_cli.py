@@ -101,7 +101,11 @@ def test_a_stop_says_that_the_run_can_be_resumed(tmp_path, stop):
     config.write_text(f"run: {{output: {tmp_path}/run}}\ndata: {{format: pocket}}\n")
     started = tmp_path / "run" / ".lock"
     process = subprocess.Popen(
-        [*ADAMLLM, "ingest", str(config)], stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "160"}
+        [*ADAMLLM, "ingest", str(config)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "160"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job is born deaf to Ctrl-C
     )
     while not started.exists():
         time.sleep(0.05)
