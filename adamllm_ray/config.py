@@ -34,6 +34,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+class S3Section(Section):
+    """How to reach an S3-compatible store. Keys are not configuration: they come from the usual AWS sources
+
+    (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, a pod's or an instance's role).
+    """
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[A-Za-z0-9.:\[\]-]+/?$",
+        description="URL of an S3-compatible server; AWS_ENDPOINT_URL, else Amazon's, if absent.",
+    )
+    region: str | None = Field(
+        default=None, pattern=r"^[A-Za-z0-9-]{1,40}$", description="AWS_REGION, else looked up, if absent."
+    )
+    anonymous: bool = Field(default=False, description="Send no credentials: for public buckets.")
+    request_timeout_s: Positive = Field(default=30.0, description="Seconds without an answer before trying again.")
+    attempts: Count = Field(default=10, description="Tries per request, with growing, random pauses.")
+
+
 class RunSection(Section):
     """Where the run lives and what makes it repeatable."""
 
@@ -52,22 +71,35 @@ class ImageLimits(Section):
 
 
 class Columns(Section):
-    """Column names of a Parquet source."""
+    """Column names of a Parquet or Hugging Face source."""
 
     image: str = Field(default="image", description="Encoded bytes, or a {bytes, path} struct, or a path or URI.")
     caption: str = "caption"
     key: str | None = Field(default=None, description="A column that names the row; row number if absent.")
 
 
+class WebDatasetSection(Section):
+    """Which members of a tar shard belong to a pair. A suffix starts at the first dot of the file name."""
+
+    image: list[str] = Field(
+        default_factory=lambda: ["jpg", "jpeg", "png", "webp"], description="Suffixes of images, in lower case, no dot."
+    )
+    caption: str = Field(default="txt", description="Suffix of the caption; one that ends in 'json' holds an object.")
+    caption_field: str = Field(default="caption", description="Name of the caption in a JSON member.")
+
+
 class DataSection(Section):
     """The image-caption pairs."""
 
-    format: Literal["sharegpt", "parquet", "pocket"] = "sharegpt"
+    format: Literal["sharegpt", "parquet", "webdataset", "huggingface", "pocket"] = "sharegpt"
     path: str = Field(
         default="",
-        description="sharegpt: a .json or .jsonl file, or a folder that holds exactly one. parquet: a file or a "
-        "folder. pocket: leave empty.",
+        description="A local path or s3://bucket/prefix. sharegpt: a .json or .jsonl file, or a folder that holds "
+        "exactly one. parquet, webdataset: a file or a folder. huggingface: what save_to_disk wrote. pocket: empty.",
     )
+    s3: S3Section = S3Section()
+    split: str | None = Field(default=None, description="huggingface: which split of a DatasetDict.")
+    webdataset: WebDatasetSection = WebDatasetSection()
     image_folder: str | None = Field(
         default=None, description="Where image paths start; the data file's folder if absent."
     )

@@ -72,8 +72,11 @@ def test_verbs_of_the_command_line():
 
 TESTED_WITH_A_NEIGHBOUR = {
     "config_text.py": "test_config.py",
-    "data/jsonfile.py": "data/test_sources.py",
+    "data/jsonfile.py": "data/sources/test_sharegpt.py",
     "data/record.py": "data/test_ingest.py",
+    "data/sources/pair.py": "data/sources/test_parquet.py",
+    "data/sources/places.py": "data/sources/test_pocket.py",
+    "data/sources/table.py": "data/sources/test_parquet.py",
     "data/verdicts.py": "data/test_run.py",
     "evaluation/answers.py": "evaluation/test_runner.py",
     "evaluation/tasks/pocket.py": "pocket/test_domain.py",

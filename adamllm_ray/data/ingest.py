@@ -48,7 +48,8 @@ Row = dict[str, Any]
 def ingest(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
     """Read the source of ``config.data`` and write ``ingest/data/part-*.parquet`` with RECORD_SCHEMA.
 
-    ``extra`` of the manifest: ``content`` (digest of all ids in order), ``shards``, ``image_bytes``.
+    ``extra`` of the manifest: ``content`` (digest of all ids in order), ``shards``, ``image_bytes`` and ``ignored``
+    (what the source holds that belongs to no pair, counted by kind).
 
     Raises:
         SourceError: the source cannot be read as a whole, or holds no record.
@@ -64,8 +65,9 @@ def ingest(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Man
     stage.clear()
     tally = _Tally(config.data.max_failed_share, stage.uri)
     writer = _ShardWriter(stage, config.data.rows_per_shard)
+    ignored: Counter[str] = Counter()
     with progress.task(STAGE, config.data.limit) as bar:
-        for row in _identified(_examined(config.data)):
+        for row in _identified(_examined(config.data, ignored)):
             tally.add(row)
             writer.add(row)
             bar.update(tally.rows, f"{tally.failed} failed" if tally.failed else "")
@@ -73,7 +75,12 @@ def ingest(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Man
     tally.conclude(config.data.path or config.data.format)
     if len(stage.row_ids()) != tally.rows:
         raise RowAccountingError(f"{stage.data} holds {len(stage.row_ids())} rows, {tally.rows} were read")
-    extra = {"content": tally.digest.hexdigest(), "shards": writer.shards, "image_bytes": tally.image_bytes}
+    extra = {
+        "content": tally.digest.hexdigest(),
+        "shards": writer.shards,
+        "image_bytes": tally.image_bytes,
+        "ignored": dict(ignored),
+    }
     return stage.finish(
         rows_in=tally.rows, verdicts=dict(tally.verdicts), extra=extra, seconds=time.monotonic() - started
     )
@@ -83,16 +90,16 @@ def fingerprint(data: DataSection) -> dict[str, Any]:
     """What the ingested rows depend on: the source, the section (without its ceiling) and this code."""
     return {
         "source": sources.source_fingerprint(data),
-        "data": data.model_dump(mode="json", exclude={"max_failed_share"}),
-        "code": code_version(__name__, images.__name__, jsonfile.__name__, record.__name__, sources.__name__),
+        "data": data.model_dump(mode="json", exclude={"max_failed_share", "s3"}),
+        "code": code_version(__name__, images.__name__, jsonfile.__name__, record.__name__, *sources.CODE),
     }
 
 
-def _examined(data: DataSection) -> Iterator[Row]:
+def _examined(data: DataSection, ignored: Counter[str]) -> Iterator[Row]:
     """Rows without ids, in the source's order, a window of them checked at the same time."""
     waiting: deque[Future[Row]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="ingest") as pool:
-        for pair in sources.read_pairs(data):
+        for pair in sources.read_pairs(data, ignored):
             waiting.append(pool.submit(_examine, pair, data))
             if len(waiting) >= WINDOW:
                 yield waiting.popleft().result()

@@ -22,6 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from adamllm_ray.config import S3Section
 from adamllm_ray.errors import ConfigError, StorageError
 
 S3_ATTEMPTS = 10
@@ -45,7 +46,7 @@ class Location:
         return Location(self.fs, f"{self.path}/{name}", f"{self.uri}/{name}", self.local)
 
 
-def resolve(uri: str) -> Location:
+def resolve(uri: str, s3: S3Section | None = None) -> Location:
     """Filesystem and path of a local path, ``file://`` or ``s3://`` URI.
 
     Raises:
