@@ -112,7 +112,11 @@ class DataSection(Section):
 
 
 class ModelsSection(Section):
-    """Model folders in Hugging Face layout (safetensors). 'pocket:NAME' is a model that ships with the package."""
+    """Models in Hugging Face layout (safetensors only).
+
+    A local folder; ``s3://bucket/folder`` or ``org/name@<40 hex revision>`` of the Hugging Face hub, which each node
+    fetches once into its cache (ADAMLLM_MODEL_CACHE); or 'pocket:NAME', a model that ships with the package.
+    """
 
     base: str = Field(default="pocket:base", description="The VLM that post-training starts from.")
     synthesizer: str = Field(default="pocket:synthesizer", description="The VLM that writes tasks.")
@@ -131,15 +135,52 @@ class EngineSection(Section):
     max_retries: int = Field(
         default=5, ge=0, description="Tries more for a batch whose replica died under it; then the job stops."
     )
-    gpus_per_replica: int = Field(default=0, ge=0, description="Tensor parallel size; 0 = vLLM's CPU build.")
+    gpus_per_replica: Weight = Field(
+        default=0,
+        description="0: vLLM's CPU build. A fraction: several replicas share a GPU. A whole number: tensor parallel "
+        "size x pipeline_parallel.",
+    )
+    pipeline_parallel: Count = Field(
+        default=1, description="Stages the layers are cut into; the stages of a replica may lie on several nodes."
+    )
     cpus_per_replica: Positive = 1.0
     max_model_len: Count = Field(default=4096, description="Tokens; a model made for fewer positions gets fewer.")
     max_num_seqs: Count = Field(default=64, description="Rows decoded at the same time by one replica.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    gpu_memory_utilization: Share = 0.9
+    quantization: str | None = Field(
+        default=None, description="vLLM's name of a method, such as fp8; absent: what the model folder says."
+    )
+    lora: str | None = Field(
+        default=None, description="LoRA adapter on top of the model: a folder with adapter_model.safetensors."
+    )
+    gpu_memory_utilization: Share = Field(
+        default=0.9, description="Share of a GPU's memory for weights and cache of one replica."
+    )
     kv_cache_gib: Positive = Field(default=1.0, description="Only used on CPU.")
     enforce_eager: bool = False
     extra: dict[str, Any] = Field(default_factory=dict, description="More vllm.AsyncEngineArgs, passed as they are.")
+
+    @model_validator(mode="after")
+    def _gpus(self) -> EngineSection:
+        gpus, stages = self.gpus_per_replica, self.pipeline_parallel
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_replica ({gpus:g}) must be a whole number, or a fraction below 1")
+        if gpus < 1 < stages or (gpus >= 1 and gpus % stages):
+            raise ValueError(
+                f"pipeline_parallel ({stages}) must divide gpus_per_replica ({gpus:g}): each stage gets as many GPUs; "
+                f"set gpus_per_replica to {stages * max(1, round(gpus / stages))}"
+            )
+        if 0 < gpus < 1 and self.gpu_memory_utilization > gpus:
+            raise ValueError(
+                f"gpu_memory_utilization ({self.gpu_memory_utilization:g}) is more than this replica's share of a GPU "
+                f"(gpus_per_replica {gpus:g}), so its neighbour would find no memory; set it to {0.9 * gpus:.2g}"
+            )
+        return self
+
+    @property
+    def tensor_parallel(self) -> int:
+        """GPUs that share each layer; 1 without GPUs and for a fraction of one."""
+        return max(1, round(self.gpus_per_replica) // self.pipeline_parallel)
 
     @property
     def least_replicas(self) -> int:

@@ -10,19 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
+
+from measure import ROOT, git, hardware
 
 from adamllm_ray.config import load_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.stages import run_stages
-
-ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -45,8 +41,8 @@ def _line(manifests: dict[str, Any], seconds: float) -> dict[str, Any]:
     return {
         "benchmark": "quickstart",
         "date": time.strftime("%Y-%m-%d"),
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "system": platform.platform(terse=True)},
+        "commit": git("rev-parse", "--short", "HEAD"),
+        "hardware": hardware(),
         "versions": manifests["evaluate"].versions,
         "wall_seconds": round(seconds),
         "stage_seconds": {name: round(manifest.seconds) for name, manifest in manifests.items()},
@@ -59,18 +55,6 @@ def _line(manifests: dict[str, Any], seconds: float) -> dict[str, Any]:
         "difference": scores["difference"]["overall"],
         "baselines": {name: one["overall"] for name, one in scores["baselines"].items()},
     }
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
-    return done.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

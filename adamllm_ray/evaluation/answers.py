@@ -7,16 +7,13 @@ otherwise one after the other. A question that cannot be asked passes through wi
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from adamllm_ray.config import EngineSection, EvaluationSection, ImageLimits, RunConfig
 from adamllm_ray.data import storage
@@ -25,6 +22,7 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ImageRefused
 from adamllm_ray.evaluation.tasks import QUESTION_SCHEMA
 from adamllm_ray.models.chat import Turn
+from adamllm_ray.models.checkpoint import resolve_model
 from adamllm_ray.ray_runtime import own_error
 from adamllm_ray.synthesis.actors import load_chat
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec
@@ -120,7 +118,7 @@ class Answerer:
     """One vLLM replica of one contestant, as Ray Data's batch function."""
 
     def __init__(self, contestant: Contestant, section: EvaluationSection, limits: ImageLimits, seed: int) -> None:
-        folder = _local_folder(contestant.folder)
+        folder = resolve_model(contestant.folder)  # here, because each node has its own disk
         self._name, self._limits = contestant.name, limits
         self._chat = load_chat(folder)
         self._engine = Engine(folder, section.engine, images=True, seed=seed)
@@ -168,13 +166,3 @@ def _read_rows(files: Sequence[str]) -> list[Row]:
         place = storage.resolve(file)
         rows += pq.read_table(place.path, filesystem=place.fs, schema=QUESTION_SCHEMA).to_pylist()
     return rows
-
-
-def _local_folder(folder: str) -> str:
-    """The folder itself, or a copy on this machine's disk when it is on S3."""
-    place = storage.resolve(folder)
-    if place.local:
-        return place.path
-    target = Path(tempfile.mkdtemp(prefix="adamllm-model-"))
-    pafs.copy_files(place.path, str(target), source_filesystem=place.fs, destination_filesystem=pafs.LocalFileSystem())
-    return str(target)

@@ -1,7 +1,7 @@
 """Model folders in Hugging Face layout: which one a name means, whether it is usable, loading and exporting.
 
 Only safetensors, only code that transformers ships: a folder that wants to bring its own code (``auto_map``) or
-pickled weights is refused before anything in it is loaded. Nothing is downloaded.
+pickled weights is refused before anything in it is loaded. Nothing is downloaded unless the name of a model says so.
 
 transformers 5 writes LLaVA-NeXT vision keys as ``vision_tower.X``; vLLM 0.32 knows only
 ``vision_tower.vision_model.X``. The exporter writes the latter, and transformers reads both.
@@ -13,31 +13,33 @@ import hashlib
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from pyarrow import fs as pafs
+
+from adamllm_ray.data import storage
 from adamllm_ray.errors import ModelError
 
 POCKET = "pocket:"
 WHOLE_FILE_BYTES = 64 << 20  # larger weight files are sampled for the fingerprint
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
-_DESCRIPTIONS = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 def resolve_model(spec: str) -> str:
-    """Folder of a model: 'pocket:NAME' ships with the package, anything else is a local folder.
+    """Folder of a model on this machine; call it in the process that needs the model, since every node has its disk.
 
     Raises:
         ModelError: no such folder, no config.json, no safetensors, or it wants to run its own code.
+        StorageError: it could not be fetched (see `local_folder`).
     """
-    folder = _pocket_folder(spec.removeprefix(POCKET)) if spec.startswith(POCKET) else Path(spec).expanduser()
-    if not folder.is_dir():
-        raise ModelError(_missing(spec, folder))
+    folder = local_folder(spec)
     config = read_config(folder)
-    if "auto_map" in config or "auto_map" in _read_json(folder / "tokenizer_config.json"):
+    if "auto_map" in config or "auto_map" in read_json(folder / "tokenizer_config.json"):
         raise ModelError(
             f"{folder} wants to run code of its own (auto_map), which is never done here; use a conversion of the "
             "model to a class that transformers ships"
@@ -50,27 +52,59 @@ def resolve_model(spec: str) -> str:
     return str(folder.resolve())
 
 
+def local_folder(spec: str, needs: tuple[str, ...] = ("config.json", "*.safetensors")) -> Path:
+    """Where 'pocket:NAME', a local folder, ``s3://bucket/folder`` or ``org/name@<40 hex revision>`` lies on this disk.
+
+    The latter two are fetched unless this node has them. Raises ModelError if there is no such folder; ``needs`` is
+    what its message asks for.
+    """
+    from adamllm_ray.models import fetch
+
+    if fetch.is_remote(spec):
+        return fetch.from_hub(spec) if fetch.is_hub_id(spec) else fetch.from_s3(spec)
+    folder = _pocket_folder(spec.removeprefix(POCKET)) if spec.startswith(POCKET) else Path(spec).expanduser()
+    if not folder.is_dir():
+        raise ModelError(_missing(spec, folder, needs))
+    return folder
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """config.json of a model folder. Raises ModelError if there is none or it is not a JSON object."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json")
-    return _read_json(path)
+    return read_json(path)
 
 
-def model_fingerprint(folder: str | Path) -> str:
+def model_fingerprint(spec: str | Path) -> str:
     """32 hex characters over everything that makes a model: configuration, tokenizer, processor and weights.
 
-    Weight files up to 64 MiB count with every byte, larger ones with their size, header and 64 samples.
+    Weight files up to 64 MiB count with every byte, larger ones with their size, header and 64 samples, so that a
+    model on ``s3://`` is not fetched for it; its copy on disk has the same fingerprint. A revision of the hub names
+    its content and is taken at its word.
     """
+    from adamllm_ray.models import fetch
+
     digest = hashlib.sha256()
-    root = Path(folder)
-    paths = {path for pattern in (*_DESCRIPTIONS, "*.safetensors") for path in root.glob(pattern)}
-    for path in sorted(paths):
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        for chunk in _signature(path):
-            digest.update(chunk)
+    name = str(spec)
+    if fetch.is_hub_id(name):
+        return hashlib.sha256(name.encode()).hexdigest()[:32]
+    place = storage.resolve(name if fetch.is_remote(name) else str(local_folder(name)))
+    with storage.storage_errors("read the model", place.uri):
+        for info in fetch.model_files(place):
+            digest.update(f"{info.base_name}\0{info.size}\0".encode())
+            for chunk in _signature(place.fs, info):
+                digest.update(chunk)
     return digest.hexdigest()[:32]
+
+
+def model_identity(spec: str) -> str:
+    """`model_fingerprint`, after the checks of `resolve_model` where the model is here already. Fetches nothing."""
+    from adamllm_ray.models import fetch
+
+    if not fetch.is_remote(spec):
+        resolve_model(spec)
+    return model_fingerprint(spec)
 
 
 def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> tuple[Any, Any]:
@@ -138,9 +172,12 @@ def _pocket_folder(name: str) -> Path:
     return Path(__file__).parents[1] / "pocket" / "weights" / name
 
 
-def _missing(spec: str, folder: Path) -> str:
+def _missing(spec: str, folder: Path, needs: tuple[str, ...]) -> str:
     if not spec.startswith(POCKET):
-        return f"no model folder at {folder}; give the path of a folder with config.json and *.safetensors"
+        text = f"no model folder at {folder}; give the path of a folder with {' and '.join(needs)}"
+        if re.fullmatch(r"[\w.-]+/[\w.-]+(@.*)?", spec):
+            text += ". A model of the Hugging Face hub needs its revision: org/name@<40 hex digits>"
+        return text
     shipped = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
     names = ", ".join(POCKET + name for name in shipped) or "none in this installation; run `adamllm pocket build`"
     return f"no pocket model is called '{spec}'; there are: {names}"
@@ -159,7 +196,8 @@ def _require_vlm(folder: str) -> None:
         raise ModelError(f"{folder} has no image processor (processor_config.json or preprocessor_config.json)")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when there is no such file. Raises ModelError for anything else in it."""
     if not path.is_file():
         return {}
     try:
@@ -171,16 +209,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _signature(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    if size <= WHOLE_FILE_BYTES:
-        yield path.read_bytes()
-        return
-    with path.open("rb") as file:
+def _signature(fs: pafs.FileSystem, info: pafs.FileInfo) -> Iterator[bytes]:
+    with fs.open_input_file(info.path) as file:
+        if info.size <= WHOLE_FILE_BYTES:
+            yield file.read()
+            return
         yield file.read(_SAMPLE_BYTES)
         for sample in range(_SAMPLES):
-            file.seek((size - _SAMPLE_BYTES) * (sample + 1) // _SAMPLES)
-            yield file.read(_SAMPLE_BYTES)
+            yield file.read_at(_SAMPLE_BYTES, (info.size - _SAMPLE_BYTES) * (sample + 1) // _SAMPLES)
 
 
 def _rename_keys(shard: Path) -> None:

@@ -18,6 +18,7 @@ from adamllm_ray.data.record import RECORD_SCHEMA, SYNTHESIS_FIELDS, SYNTHESIZED
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, ModelError, TooManyFailures
 from adamllm_ray.models.chat import ChatFormat
+from adamllm_ray.models.checkpoint import resolve_model
 from adamllm_ray.synthesis.consistency import judge_prompt, judgement, label_ids
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec, TextEngine, match_completions
 from adamllm_ray.synthesis.prompts import synthesis_prompt
@@ -67,6 +68,7 @@ class Synthesizer:
     ceiling: FailureCeiling = field(init=False)
 
     def __post_init__(self) -> None:
+        self.model = resolve_model(self.model)  # here, because each node has its own disk
         self.chat = load_chat(self.model)
         self.parser = TripletParser(self.chat)
         self.engine = self.engine_maker(self.model, self.settings.engine, True)
@@ -135,6 +137,7 @@ class Judge:
     def __post_init__(self) -> None:
         from transformers import AutoTokenizer
 
+        self.model = resolve_model(self.model)
         self.tokenizer = AutoTokenizer.from_pretrained(self.model, local_files_only=True)
         self.labels = label_ids(self.tokenizer)
         self.engine = self.engine_maker(self.model, self.settings.engine, False)

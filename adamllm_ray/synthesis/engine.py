@@ -14,108 +14,29 @@ process, which starts three times faster and needs a third of the memory (docs/d
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import os
 import queue
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from adamllm_ray.errors import ConfigError, ModelError, RowAccountingError
+from adamllm_ray.errors import ConfigError, ModelError
+from adamllm_ray.models.adapter import resolve_adapter
+from adamllm_ray.synthesis.engine_arguments import engine_arguments
+from adamllm_ray.synthesis.meters import Meters, in_ray
+from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec, TextEngine, match_completions
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from adamllm_ray.config import EngineSection
+    from adamllm_ray.models.adapter import Adapter
 
+__all__ = ["Completion", "Engine", "Request", "SamplingSpec", "TextEngine", "match_completions"]
 log = logging.getLogger(__name__)
-_TOO_LONG = re.compile("maximum (model|context) length")
-
-GUARDED = {  # what `engine.extra` may not change: these keep code and network out
-    "trust_remote_code": False,
-    "allowed_local_media_path": "",
-    "allowed_media_domains": [],
-    "load_format": "safetensors",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One prompt. ``prompt_token_ids`` holds exactly one image placeholder when there is an ``image`` (RGB)."""
-
-    id: str
-    prompt_token_ids: list[int]
-    image: Image.Image | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingSpec:
-    """How to decode. Generation ends only at ``stop_token_ids`` or ``max_tokens``, whatever the model folder says.
-
-    ``logprobs`` keeps log-probabilities of the first token: those of ``allowed_token_ids`` when given, otherwise
-    those of the ``logprobs`` most likely tokens.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    seed: int = 0
-    stop_token_ids: tuple[int, ...] = ()
-    allowed_token_ids: tuple[int, ...] | None = None
-    logprobs: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What came back for one request; ``token_ids`` include the stop token. With ``error`` the rest is empty."""
-
-    id: str
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str = ""
-    logprobs: dict[int, float] = field(default_factory=dict)
-    error: str | None = None
-
-    @property
-    def too_long(self) -> bool:
-        """The prompt, image tokens included, does not fit into ``max_model_len``."""
-        return self.error is not None and _TOO_LONG.search(self.error) is not None
-
-
-class TextEngine(Protocol):
-    """What the stages ask of an engine: `Engine`, or a stand-in of the fault tests."""
-
-    async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
-        """One completion per request, in the same order."""
-        ...
-
-
-def match_completions(requests: Sequence[Request], completions: Sequence[Completion]) -> list[Completion]:
-    """The completions in the order of the requests.
-
-    Raises:
-        RowAccountingError: an id is missing, doubled or unknown; names it. Such a batch must never be written.
-    """
-    found: dict[str, Completion] = {}
-    for completion in completions:
-        if completion.id in found:
-            raise RowAccountingError(f"the engine answered request {completion.id} twice")
-        found[completion.id] = completion
-    wanted = [request.id for request in requests]
-    if len(set(wanted)) != len(wanted):
-        raise RowAccountingError(f"two requests of one batch have the same id, among {wanted[:4]}...")
-    for name in found.keys() - set(wanted):
-        raise RowAccountingError(f"the engine answered {name}, which nobody asked for")
-    for name in wanted:
-        if name not in found:
-            raise RowAccountingError(f"the engine lost request {name}")
-    return [found[name] for name in wanted]
 
 
 class Engine:
@@ -144,11 +65,15 @@ class Engine:
     ) -> None:
         local = settings.gpus_per_replica == 0 if in_process is None else in_process
         _prepare_process(settings, local)
-        arguments = engine_arguments(model, settings, images=images, seed=seed)
+        adapter = resolve_adapter(settings.lora) if settings.lora else None
+        arguments = engine_arguments(model, settings, images=images, seed=seed, adapter=adapter)
         self._keys = count()
-        self._slots = asyncio.Semaphore(math.ceil(1.1 * settings.max_num_seqs))  # a few wait inside, ready to go
+        # a few wait inside, ready to go; every stage of a pipeline works on a batch of its own
+        self._slots = asyncio.Semaphore(math.ceil(1.1 * settings.max_num_seqs * settings.pipeline_parallel))
+        self.meters = Meters(Path(model).name)
+        core = _InProcess if local else _Served
         try:
-            self._core: _InProcess | _Served = _InProcess(model, arguments) if local else _Served(arguments)
+            self._core: _InProcess | _Served = core(arguments, _lora_request(adapter), self.meters)
         except TypeError as error:
             raise ConfigError(f"engine.extra: vLLM does not take these arguments: {error}") from error
         except (ValueError, RuntimeError, OSError) as error:
@@ -160,8 +85,10 @@ class Engine:
         Raises:
             RowAccountingError: ids are not unique, or vLLM lost or doubled one.
         """
-        parameters = _sampling_parameters(sampling)
-        completions = await asyncio.gather(*(self._one(request, parameters) for request in requests))
+        shared = _sampling_parameters(sampling)
+        completions = await asyncio.gather(
+            *(self._one(each, _sampling_parameters(each.sampling) if each.sampling else shared) for each in requests)
+        )
         return match_completions(requests, completions)
 
     def close(self) -> None:
@@ -173,55 +100,15 @@ class Engine:
         if request.image is not None:
             prompt["multi_modal_data"] = {"image": request.image}
         async with self._slots:
+            self.meters.started()
             try:
                 output = await self._core.complete(f"{next(self._keys)}", prompt, parameters)
             except _Refused as refusal:
-                return Completion(request.id, error=str(refusal))
-        return _completion(request.id, output)
-
-
-def engine_arguments(model: str, settings: EngineSection, *, images: bool, seed: int) -> dict[str, Any]:
-    """Keyword arguments of vLLM's EngineArgs for one replica. Raises ConfigError for a guarded key in ``extra``."""
-    taken = sorted(GUARDED.keys() & settings.extra.keys())
-    if taken:
-        raise ConfigError(f"engine.extra: {', '.join(taken)} cannot be changed")
-    arguments: dict[str, Any] = {
-        "model": model,
-        "seed": seed,
-        "max_model_len": min(settings.max_model_len, _positions(model)),
-        "max_num_seqs": settings.max_num_seqs,
-        "dtype": settings.dtype,
-        "enforce_eager": settings.enforce_eager,
-        "enable_prefix_caching": True,
-        "generation_config": "vllm",  # the folder's own may hold stop ids and penalties we did not ask for
-        "mm_processor_cache_gb": 0,  # every image is seen once
-        "disable_log_stats": True,
-    }
-    if images:
-        arguments["limit_mm_per_prompt"] = {"image": 1}
-    if settings.gpus_per_replica:
-        arguments |= {
-            "tensor_parallel_size": settings.gpus_per_replica,
-            "gpu_memory_utilization": settings.gpu_memory_utilization,
-        }
-    else:
-        arguments |= {
-            "dtype": "float32" if settings.dtype == "auto" else settings.dtype,
-            "enforce_eager": True,  # compiling takes minutes on a CPU
-            "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
-        }
-    return arguments | settings.extra | GUARDED
-
-
-def _positions(model: str) -> float:
-    """Tokens that the model was made for; infinite where its config does not say so in one number (scaled RoPE)."""
-    path = Path(model) / "config.json"
-    if not path.is_file():
-        return math.inf
-    config = json.loads(path.read_text("utf-8"))
-    text = config.get("text_config", config)
-    scaled = any((text.get(key) or {}).get("factor") for key in ("rope_scaling", "rope_parameters"))
-    return math.inf if scaled else text.get("max_position_embeddings", math.inf)
+                completion = Completion(request.id, error=str(refusal))
+            else:
+                completion = _completion(request.id, output)
+            self.meters.finished(completion)
+        return completion
 
 
 class _Refused(Exception):
@@ -231,12 +118,15 @@ class _Refused(Exception):
 class _InProcess:
     """LLMEngine stepped by a thread: requests join the running batch between two steps."""
 
-    def __init__(self, model: str, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], lora: Any, meters: Meters) -> None:
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        _register_model_class(model)
+        _register_model_class(arguments["model"])
         self._engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self._lora, self._meters = lora, meters
+        if lora is not None:
+            self._engine.add_lora(lora)  # an adapter that does not fit is found now, not by the first row
         self._inbox: queue.SimpleQueue[tuple[str, Any, Any, Future[Any]] | None] = queue.SimpleQueue()
         self._waiting: dict[str, Future[Any]] = {}
         self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
@@ -244,8 +134,19 @@ class _InProcess:
 
     async def complete(self, key: str, prompt: dict[str, Any], parameters: Any) -> Any:
         future: Future[Any] = Future()
-        self._inbox.put((key, prompt, parameters, future))
+        self._inbox.put((key, await self._rendered(prompt), parameters, future))
         return await asyncio.wrap_future(future)
+
+    async def _rendered(self, prompt: dict[str, Any]) -> Any:
+        """What the engine wants instead of pixels, made in the renderer's thread while the engine steps on."""
+        from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+        renderer = self._engine.renderer
+        try:
+            [ready] = await renderer.render_cmpl_async([parse_model_prompt(self._engine.model_config, prompt)])
+        except Exception as error:  # no placeholder, an image its processor cannot take
+            raise _Refused(_words(error)) from error
+        return ready
 
     def close(self) -> None:
         self._inbox.put(None)
@@ -258,6 +159,7 @@ class _InProcess:
                 for output in self._engine.step():
                     if output.finished:
                         self._waiting.pop(output.request_id).set_result(output)
+                        self._meters.kv_use(self._engine.engine_core.engine_core.scheduler.kv_cache_manager.usage)
         except BaseException as error:
             _die(error)
 
@@ -276,8 +178,8 @@ class _InProcess:
         if not future.set_running_or_notify_cancel():
             return
         try:
-            self._engine.add_request(key, prompt, parameters)
-        except Exception as error:  # too long, no placeholder, an image its processor cannot take
+            self._engine.add_request(key, prompt, parameters, lora_request=self._lora)
+        except Exception as error:  # too long, a token id the model does not have
             future.set_exception(_Refused(_words(error)))
         else:
             self._waiting[key] = future
@@ -286,19 +188,20 @@ class _InProcess:
 class _Served:
     """AsyncLLM: host work of one row overlaps with device work of the others."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(self, arguments: dict[str, Any], lora: Any, meters: Meters) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        self._arguments = AsyncEngineArgs(**arguments)
-        self._engine = AsyncLLM.from_engine_args(self._arguments)
+        loggers = [lambda *_: _KvUse(meters)] if in_ray() else None
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
+        self._lora = lora
 
     async def complete(self, key: str, prompt: dict[str, Any], parameters: Any) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         last = None
         try:
-            async for output in self._engine.generate(prompt, parameters, key):
+            async for output in self._engine.generate(prompt, parameters, key, lora_request=self._lora):
                 last = output
         except EngineDeadError as error:
             _die(error)
@@ -310,6 +213,26 @@ class _Served:
 
     def close(self) -> None:
         self._engine.shutdown()
+
+
+class _KvUse:
+    """vLLM's StatLoggerBase in form: hands the use of the KV cache to our meters."""
+
+    def __init__(self, meters: Meters) -> None:
+        self._meters = meters
+
+    def record(self, scheduler_stats: Any, *_: Any, **__: Any) -> None:
+        if scheduler_stats is not None:
+            self._meters.kv_use(scheduler_stats.kv_cache_usage)
+
+    def log_engine_initialized(self) -> None:
+        pass
+
+    def log(self) -> None:
+        pass
+
+    def record_sleep_state(self, is_awake: int, level: int) -> None:
+        pass
 
 
 def _prepare_process(settings: EngineSection, in_process: bool) -> None:
@@ -335,6 +258,12 @@ def _register_model_class(model: str) -> None:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
+def _lora_request(adapter: Adapter | None) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return None if adapter is None else LoRARequest(Path(adapter.folder).name, 1, adapter.folder)
+
+
 def _sampling_parameters(spec: SamplingSpec) -> Any:
     from vllm import SamplingParams
 
@@ -343,6 +272,7 @@ def _sampling_parameters(spec: SamplingSpec) -> Any:
     return SamplingParams(
         max_tokens=spec.max_tokens,
         temperature=spec.temperature,
+        top_p=spec.top_p,
         seed=spec.seed,
         ignore_eos=True,  # the stop ids below are the only ones
         stop_token_ids=list(spec.stop_token_ids),
@@ -360,8 +290,17 @@ def _completion(name: str, output: Any) -> Completion:
     if best.finish_reason not in ("stop", "length"):
         return Completion(name, error=f"vLLM ended the request: {best.finish_reason}")
     first: Mapping[int, Any] = best.logprobs[0] if best.logprobs else {}
-    logprobs = {int(token): float(entry.logprob) for token, entry in first.items()}
-    return Completion(name, list(best.token_ids), best.text, best.finish_reason, logprobs)
+    total = best.cumulative_logprob if best.logprobs and best.token_ids else None
+    return Completion(
+        name,
+        list(best.token_ids),
+        best.text,
+        best.finish_reason,
+        logprobs={int(token): float(entry.logprob) for token, entry in first.items()},
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        cached_tokens=output.num_cached_tokens or 0,
+        mean_logprob=None if total is None else float(total) / len(best.token_ids),
+    )
 
 
 def _words(error: Exception) -> str:

@@ -33,10 +33,11 @@ from adamllm_ray.data.record import RECORD_SCHEMA
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import RowAccountingError, SourceError, TooManyFailures
-from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
+from adamllm_ray.models.checkpoint import model_identity
 from adamllm_ray.ray_runtime import own_error, ray_session
 from adamllm_ray.synthesis import prompts
 from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer, start_engine
+from adamllm_ray.synthesis.engine_arguments import engine_identity
 from adamllm_ray.synthesis.pools import IO_CPUS, fit_pools, write_tasks
 
 if TYPE_CHECKING:
@@ -45,7 +46,17 @@ if TYPE_CHECKING:
 STAGE = "synthesize"
 POLL_S = 2.0
 _CODE = [
-    f"adamllm_ray.synthesis.{name}" for name in ("prompts", "engine", "triplets", "consistency", "actors", "pipeline")
+    f"adamllm_ray.synthesis.{name}"
+    for name in (
+        "prompts",
+        "requests",
+        "engine",
+        "engine_arguments",
+        "triplets",
+        "consistency",
+        "actors",
+        "pipeline",
+    )
 ]
 
 
@@ -88,17 +99,15 @@ def fingerprint(config: RunConfig, ingested: Manifest) -> dict[str, Any]:
     engines = {"synthesizer": config.synthesis.engine, "judge": config.judge.engine}
     return {
         "ingest": ingested.identity,
-        "synthesizer": model_fingerprint(resolve_model(config.models.synthesizer)),
-        "judge": model_fingerprint(resolve_model(config.models.judge)),
+        "synthesizer": model_identity(config.models.synthesizer),
+        "judge": model_identity(config.models.judge),
         "prompts": [prompts.CAPTION_REQUEST, *prompts.HINTS],
         "sampling": {
             "max_new_tokens": config.synthesis.max_new_tokens,
             "temperature": config.synthesis.temperature,
             "seed": config.run.seed,
         },
-        "engines": {
-            name: engine.model_dump(include={"max_model_len", "dtype", "extra"}) for name, engine in engines.items()
-        },
+        "engines": {name: engine_identity(engine) for name, engine in engines.items()},
         "judging": {"threshold": config.judge.threshold, "few_shot": config.judge.few_shot},
         "images": config.data.images.model_dump(),
         "code": code_version(*_CODE),
@@ -136,7 +145,7 @@ def _graph(config: RunConfig, source: StageFolder, engine_maker: EngineMaker) ->
         .map_batches(
             Synthesizer,
             fn_constructor_kwargs={
-                "model": resolve_model(config.models.synthesizer),
+                "model": config.models.synthesizer,
                 "settings": synthesis,
                 "limits": config.data.images,
                 "seed": config.run.seed,
@@ -150,7 +159,7 @@ def _graph(config: RunConfig, source: StageFolder, engine_maker: EngineMaker) ->
         .map_batches(
             Judge,
             fn_constructor_kwargs={
-                "model": resolve_model(config.models.judge),
+                "model": config.models.judge,
                 "settings": judge,
                 "max_failed_share": synthesis.max_failed_share,
                 "engine_maker": engine_maker,
