@@ -51,7 +51,7 @@ def test_the_step_loop_and_all_it_imports_from_training_are_free_of_ray():
 
 
 def test_the_configuration_is_free_of_heavy_imports():
-    for path in (PACKAGE / "config.py", PACKAGE / "config_text.py", PACKAGE / "errors.py"):
+    for path in (*PACKAGE.glob("config*.py"), PACKAGE / "errors.py"):
         assert not imports(path) & {"ray", "torch", "vllm", "transformers", "pyarrow"}
 
 
@@ -71,6 +71,7 @@ def test_verbs_of_the_command_line():
 
 
 TESTED_WITH_A_NEIGHBOUR = {
+    "config_engine.py": "synthesis/test_placement.py",
     "config_text.py": "test_config.py",
     "data/jsonfile.py": "data/sources/test_sharegpt.py",
     "data/record.py": "data/test_ingest.py",
