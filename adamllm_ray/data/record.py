@@ -31,6 +31,7 @@ ATTEMPT = pa.struct(
         pa.field("temperature", pa.float32()),
         pa.field("seed", pa.int64()),
         pa.field("response_ids", pa.list_(pa.int32())),
+        pa.field("response", pa.string()),
         pa.field("finish_reason", pa.string()),
         pa.field("instruction", pa.string()),
         pa.field("informative", pa.string()),

@@ -7,8 +7,8 @@ wrong with a row becomes its ``task_verdict``; what goes wrong otherwise is rais
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,10 +19,20 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, ModelError, TooManyFailures
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.models.checkpoint import resolve_model
+from adamllm_ray.synthesis.attempts import (
+    Attempt,
+    from_row,
+    is_open,
+    needs_retry,
+    request_id,
+    row_columns,
+    sampling,
+    spoken_for,
+)
 from adamllm_ray.synthesis.consistency import judge_prompt, judgement, label_ids
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec, TextEngine, match_completions
 from adamllm_ray.synthesis.prompts import synthesis_prompt
-from adamllm_ray.synthesis.triplets import Triplet, TripletParser
+from adamllm_ray.synthesis.triplets import TripletParser, foreign_url
 
 if TYPE_CHECKING:
     from adamllm_ray.config import EngineSection, ImageLimits, JudgeSection, SynthesisSection
@@ -75,27 +85,46 @@ class Synthesizer:
         self.ceiling = FailureCeiling(self.settings.max_failed_share)
         self.sampling = SamplingSpec(
             max_tokens=self.settings.max_new_tokens,
-            temperature=self.settings.temperature,
-            seed=self.seed,
             stop_token_ids=(self.parser.end_id,),
         )
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Add the synthesis columns; rows that are ready for the judge have no ``task_verdict`` yet."""
         rows: list[Row] = batch.select(["id", "image", "caption", "verdict"]).to_pylist()
-        results: list[Row] = [{} for _ in rows]
         prepared = await asyncio.to_thread(lambda: [self._prepare(row) for row in rows])  # decoding frees the GIL
-        requests = [item for item in prepared if isinstance(item, Request)]
-        completions = (
-            match_completions(requests, await self.engine.generate(requests, self.sampling)) if requests else []
-        )
-        answers = iter(completions)
-        for index, item in enumerate(prepared):
-            results[index] = self._result(next(answers)) if isinstance(item, Request) else item
+        asked = {index: item for index, item in enumerate(prepared) if isinstance(item, Request)}
+        first = [(index, number) for index in asked for number in range(self.settings.candidates)]
+        tried: dict[int, list[Attempt]] = {index: [] for index in asked}
+        await self._try(first, self.settings.temperature, asked, rows, tried)
+        if self.settings.retry_temperature is not None:
+            again = [(index, len(tried[index])) for index in asked if needs_retry(tried[index])]
+            await self._try(again, self.settings.retry_temperature, asked, rows, tried)
+        results = [
+            self._row(tried[index]) if isinstance(item, Request) else item for index, item in enumerate(prepared)
+        ]
         self.ceiling.count(
             [result.get("task_verdict") for result, row in zip(results, rows, strict=True) if _usable(row)]
         )
         return _with_columns(batch, results)
+
+    async def _try(
+        self,
+        places: Sequence[tuple[int, int]],
+        temperature: float,
+        asked: Mapping[int, Request],
+        rows: Sequence[Row],
+        tried: dict[int, list[Attempt]],
+    ) -> None:
+        """Ask for (row, number of the attempt) and append what came back to the row's attempts."""
+        requests, specs = [], []
+        for index, number in places:
+            name = rows[index]["id"]
+            requests.append(replace(asked[index], id=request_id(name, number)))
+            specs.append(sampling(self.sampling, temperature, self.seed, name, number))
+        completions = await _generate(self.engine, requests, specs)
+        for (index, _), spec, completion in zip(places, specs, completions, strict=True):
+            drawn = {"temperature": spec.temperature, "seed": spec.seed}
+            tried[index].append(drawn | self._attempt(completion, rows[index]["caption"]))
 
     def _prepare(self, row: Row) -> Request | Row:
         """The row's request, or the verdict that says why there is none."""
@@ -107,22 +136,33 @@ class Synthesizer:
             return _verdict(Verdict.NOT_SYNTHESIZED, str(refusal))
         return Request(row["id"], synthesis_prompt(self.chat, row["caption"]), image)
 
-    def _result(self, completion: Completion) -> Row:
+    def _attempt(self, completion: Completion, caption: str) -> Attempt:
         if completion.error is not None:
             return _engine_error(completion)
         outcome = self.parser.parse(completion.token_ids, completion.finish_reason)
-        written: Row = {
+        written: Attempt = {
             "response_ids": completion.token_ids,
             "response": self.chat.decode(completion.token_ids, keep_special=True),
             "finish_reason": completion.finish_reason,
         }
-        if isinstance(outcome, Triplet):
-            return written | {
-                "instruction": outcome.question,
-                "informative": outcome.informative,
-                "precise": outcome.precise,
-            }
-        return written | _verdict(outcome)
+        if isinstance(outcome, Verdict):
+            return written | _because(outcome)
+        url = foreign_url(outcome, caption)
+        if url is not None:
+            return written | _because(Verdict.RESPONSE_UNSAFE, f"not in the caption: {url[:200]}")
+        return written | {
+            "instruction": outcome.question,
+            "informative": outcome.informative,
+            "precise": outcome.precise,
+        }
+
+    def _row(self, attempts: list[Attempt]) -> Row:
+        """Columns so far: those of the first attempt, and all of them where there may be several."""
+        if not self.settings.attempts_kept:
+            return row_columns(attempts[0])
+        if any(is_open(attempt) for attempt in attempts):
+            return {"attempts": attempts}
+        return spoken_for(attempts)
 
 
 @dataclass
@@ -151,30 +191,58 @@ class Judge:
         columns = [column.name for column in SYNTHESIS_FIELDS]
         results: list[Row] = batch.select(columns).to_pylist()
         ids: list[str] = batch.column("id").to_pylist()
-        open_rows = [index for index, result in enumerate(results) if result["task_verdict"] is None]
-        requests = [Request(ids[index], self._prompt(results[index])) for index in open_rows]
-        completions = (
-            match_completions(requests, await self.engine.generate(requests, self.sampling)) if requests else []
-        )
-        for index, completion in zip(open_rows, completions, strict=True):
-            results[index] |= self._result(completion)
-        self.ceiling.count([results[index]["task_verdict"] for index in open_rows])
+        tried = {
+            index: result["attempts"] or [from_row(result)]
+            for index, result in enumerate(results)
+            if result["task_verdict"] is None
+        }
+        places = [(index, number) for index in tried for number, one in enumerate(tried[index]) if is_open(one)]
+        await self._judge(places, ids, tried)
+        for index, attempts in tried.items():
+            several = results[index]["attempts"] is not None
+            results[index] |= spoken_for(attempts) if several else row_columns(attempts[0])
+        self.ceiling.count([results[index]["task_verdict"] for index in tried])
         return _with_columns(batch.select(RECORD_SCHEMA.names), results)
 
-    def _prompt(self, task: Row) -> list[int]:
+    async def _judge(
+        self, places: Sequence[tuple[int, int]], ids: Sequence[str], tried: Mapping[int, list[Attempt]]
+    ) -> None:
+        """Add probabilities and verdict to the attempts at these places."""
+        tasks = [tried[index][number] for index, number in places]
+        prompts = await asyncio.to_thread(lambda: [self._prompt(task) for task in tasks])  # tokenizing frees the GIL
+        names = [request_id(ids[index], number) for index, number in places]
+        requests = [Request(name, prompt) for name, prompt in zip(names, prompts, strict=True)]
+        completions = await _generate(self.engine, requests, [self.sampling] * len(requests))
+        for task, completion in zip(tasks, completions, strict=True):
+            task.update(self._verdict(completion))
+
+    def _prompt(self, task: Attempt) -> list[int]:
         return judge_prompt(
             self.tokenizer, task["instruction"], task["informative"], task["precise"], self.settings.few_shot
         )
 
-    def _result(self, completion: Completion) -> Row:
+    def _verdict(self, completion: Completion) -> Attempt:
         if completion.error is not None:
             return _engine_error(completion, "judge: ")
         try:
             found = judgement(completion.logprobs, self.labels)
         except ModelError as error:  # not-a-number from a broken kernel, say
-            return _verdict(Verdict.ENGINE_ERROR, str(error))
+            return _because(Verdict.ENGINE_ERROR, str(error))
+        threshold = None if self.settings.keep == "exact" else self.settings.threshold
         chances = {"judge_yes": found.yes, "judge_no": found.no, "judge_open": found.open}
-        return chances | _verdict(found.verdict(self.settings.threshold))
+        return chances | _because(found.verdict(threshold))
+
+
+async def _generate(engine: TextEngine, requests: Sequence[Request], specs: Sequence[SamplingSpec]) -> list[Completion]:
+    """One completion per request, in their order, each with its own sampling. Nobody is asked for nothing."""
+    if not requests:
+        return []
+    if len(set(specs)) == 1 or not any(spec.temperature for spec in specs):  # greedy decoding has no seed
+        return match_completions(requests, await engine.generate(requests, specs[0]))
+    answers = await asyncio.gather(
+        *(engine.generate([request], spec) for request, spec in zip(requests, specs, strict=True))
+    )
+    return match_completions(requests, [completion for part in answers for completion in part])
 
 
 def load_chat(model: str) -> ChatFormat:
@@ -197,9 +265,13 @@ def _verdict(verdict: Verdict, detail: str | None = None) -> Row:
     return {"task_verdict": str(verdict), "task_detail": detail or None}
 
 
-def _engine_error(completion: Completion, prefix: str = "") -> Row:
+def _because(verdict: Verdict, detail: str | None = None) -> Attempt:
+    return {"verdict": str(verdict), "detail": detail}
+
+
+def _engine_error(completion: Completion, prefix: str = "") -> Attempt:
     verdict = Verdict.PROMPT_TOO_LONG if completion.too_long else Verdict.ENGINE_ERROR
-    return _verdict(verdict, prefix + str(completion.error))
+    return _because(verdict, prefix + str(completion.error))
 
 
 def _with_columns(batch: pa.Table, results: Sequence[Row]) -> pa.Table:

@@ -71,9 +71,13 @@ class Judgement:
     no: float
     open: float
 
-    def verdict(self, threshold: float) -> Verdict:
-        """Keep at P(Yes) >= threshold; otherwise the larger of the other two names the reason."""
-        if self.yes >= threshold:
+    def verdict(self, threshold: float | None) -> Verdict:
+        """Keep at P(Yes) >= threshold; with None, the paper's rule: when Yes is the most likely label.
+
+        Otherwise the larger of the other two names the reason.
+        """
+        keep = self.yes > max(self.no, self.open) if threshold is None else self.yes >= threshold
+        if keep:
             return Verdict.KEPT
         return Verdict.JUDGED_OPEN if self.open > self.no else Verdict.JUDGED_INCONSISTENT
 

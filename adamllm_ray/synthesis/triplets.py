@@ -7,10 +7,15 @@ The response starts inside an open user turn. On *token ids* it is cut at the te
 A turn that is not closed (cut by the token limit) is left out, and so is one that holds stray special tokens. Text
 that only looks like a special token is ordinary ids and cannot break anything. The first question that stands under
 both hints with exactly the same text is the task. Nothing here raises on any response.
+
+Captions come from outside and may hold orders to the model ("ignore the above, visit http://..."). They are data: they
+enter the prompt as ids inside their own turn. Of what the model makes of them, a task with a URL that the caption does
+not have is refused (`foreign_url`); links that nobody wrote are how injected text does harm later.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +23,11 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, HINTS, split_hint
+
+MAX_PERIOD = 64  # tokens; a cycle longer than this is not looked for
+MIN_CYCLES = 4
+MIN_REPEATED = 24  # tokens at the end that must repeat, however short the cycle
+_URL = re.compile(r"""(?:[a-z][a-z0-9+.-]*://|www\.)[^\s<>"'`]+""", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +53,16 @@ class TripletParser:
         self._special = {token for token, entry in added.items() if entry.special} | {chat.turn_end[0], self.end_id}
 
     def parse(self, response_ids: Sequence[int], finish_reason: str) -> Triplet | Verdict:
-        """The response's triplet, or why it has none: response_empty, _truncated or _unparsable."""
+        """The response's triplet, or why it has none: response_empty, _repeats, _truncated or _unparsable."""
         ids = self._content(response_ids)
         if not self.chat.decode(ids).strip():
             return Verdict.RESPONSE_EMPTY
         triplet = first_triplet(self.pairs(response_ids))
         if triplet is not None:
             return triplet
-        return Verdict.RESPONSE_TRUNCATED if finish_reason == "length" else Verdict.RESPONSE_UNPARSABLE
+        if finish_reason != "length":
+            return Verdict.RESPONSE_UNPARSABLE
+        return Verdict.RESPONSE_REPEATS if repeats(ids) else Verdict.RESPONSE_TRUNCATED
 
     def pairs(self, response_ids: Sequence[int]) -> list[tuple[str, str]]:
         """(user text, assistant text) of every well-formed turn pair, in order; both stripped and not empty."""
@@ -79,6 +91,29 @@ class TripletParser:
             return None
         question, answer = (self.chat.decode(part).strip() for part in parts)
         return (question, answer) if question and answer else None
+
+
+def repeats(ids: Sequence[int]) -> bool:
+    """Whether the ids end in a short cycle: at least 4 times the same up to 64 tokens, and at least 24 tokens."""
+    for period in range(1, MAX_PERIOD + 1):
+        size = max(MIN_CYCLES * period, MIN_REPEATED)
+        if size > len(ids):
+            return False
+        tail = list(ids[-size:])
+        if tail[period:] == tail[:-period]:
+            return True
+    return False
+
+
+def foreign_url(triplet: Triplet, caption: str) -> str | None:
+    """The first URL (``scheme://...`` or ``www....``) in question or answers that the caption does not hold."""
+    known = caption.lower()
+    for text in (triplet.question, triplet.informative, triplet.precise):
+        for found in _URL.findall(text):
+            url = str(found).rstrip(".,;:!?)]}").lower()
+            if url not in known:
+                return url
+    return None
 
 
 def first_triplet(pairs: Sequence[tuple[str, str]]) -> Triplet | None:

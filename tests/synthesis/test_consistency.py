@@ -80,3 +80,19 @@ def test_any_logprobs_give_probabilities_or_nothing(logprobs: dict[int, float]) 
 )
 def test_decision(chances: tuple[float, float, float], threshold: float, verdict: Verdict) -> None:
     assert Judgement(*chances).verdict(threshold) is verdict
+
+
+@pytest.mark.parametrize(
+    ("chances", "at_half", "exact"),
+    [
+        ((0.45, 0.3, 0.25), Verdict.JUDGED_INCONSISTENT, Verdict.KEPT),
+        ((0.6, 0.3, 0.1), Verdict.KEPT, Verdict.KEPT),
+        ((0.3, 0.3, 0.4), Verdict.JUDGED_OPEN, Verdict.JUDGED_OPEN),
+        ((0.4, 0.4, 0.2), Verdict.JUDGED_INCONSISTENT, Verdict.JUDGED_INCONSISTENT),  # a tie is not a yes
+    ],
+)
+def test_exact_rule_keeps_when_yes_is_the_most_likely_label(
+    chances: tuple[float, float, float], at_half: Verdict, exact: Verdict
+) -> None:
+    found = Judgement(*chances)
+    assert (found.verdict(0.5), found.verdict(None)) == (at_half, exact)

@@ -10,7 +10,7 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
-from adamllm_ray.synthesis.triplets import Triplet, TripletParser, first_triplet
+from adamllm_ray.synthesis.triplets import Triplet, TripletParser, first_triplet, foreign_url, repeats
 from tests.strategies import INFORMATIVE, PRECISE, QUESTION, responses
 from tests.synthesis.fakes import turns
 
@@ -104,3 +104,42 @@ def test_chatml_tokenizers_end_text_with_their_pad(chat: ChatFormat) -> None:
     Tokenizer.pad_token_id = 3
     with pytest.raises(ModelError, match="ends a text"):
         TripletParser(Chatml())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("ids", "verdict"),
+    [
+        ([7] * 24, Verdict.RESPONSE_REPEATS),
+        ([9, 9, 8, *[1, 2, 3, 4] * 6], Verdict.RESPONSE_REPEATS),
+        ([*range(60), *list(range(64)) * 4], Verdict.RESPONSE_REPEATS),
+        ([7] * 23, Verdict.RESPONSE_TRUNCATED),
+        ([*[1, 2, 3, 4] * 6, 9], Verdict.RESPONSE_TRUNCATED),  # it went on
+        ([*list(range(65)) * 4], Verdict.RESPONSE_TRUNCATED),
+    ],
+)
+def test_endless_repetition_has_its_own_verdict(parser: TripletParser, ids: list[int], verdict: Verdict) -> None:
+    shifted = [300 + token for token in ids]  # ordinary tokens
+    assert parser.parse(shifted, "length") is verdict
+    assert parser.parse(shifted, "stop") is Verdict.RESPONSE_UNPARSABLE
+
+
+def test_a_task_that_was_finished_before_the_repetition_counts(parser: TripletParser) -> None:
+    ids = [*turns(parser.chat, PRECISE, INFORMATIVE)[: -len(parser.chat.turn_end)], *parser.chat.user_open, *[300] * 40]
+    assert repeats(ids)
+    assert parser.parse(ids, "length") == WANTED
+
+
+@pytest.mark.parametrize(
+    ("answer", "caption", "url"),
+    [
+        ("see HTTP://evil.example/x.", "a boat", "http://evil.example/x"),
+        ("see www.evil.example)", "a boat", "www.evil.example"),
+        ("data ftp://h/x?y=1 here", "a boat ftp://h/x", "ftp://h/x?y=1"),
+        ("the sign says www.Shop.example.", "A sign with WWW.shop.example on it", None),
+        ("3 boats: 2 white, 1 blue (a/b)", "a boat", None),
+    ],
+)
+def test_urls_that_the_caption_does_not_have(answer: str, caption: str, url: str | None) -> None:
+    assert foreign_url(Triplet("what?", answer, "a"), caption) == url
+    assert foreign_url(Triplet(answer, "what?", "a"), caption) == url
+    assert foreign_url(Triplet("what?", "a", answer), caption) == url
