@@ -11,6 +11,7 @@
     ├── StorageError                 exit 75: disk full, object store gone; free it and run the same command again
     ├── RowAccountingError           exit 1: rows in != kept + rejected + failed, or an id twice: never continue
     ├── TooManyFailures              exit 75: the failed share passed its ceiling
+    ├── ReplicasLost                 exit 75: engine replicas die again and again, or none comes up
     ├── MixtureDriftError            exit 1: realised shares left the tolerance around the requested ones
     ├── TrainingError                exit 75: training ended without a finished model
     ├── ImageRefused                 carries a Verdict; turned into a column, never leaves a row function
@@ -88,6 +89,12 @@ class RowAccountingError(AdamLLMError):
 
 class TooManyFailures(AdamLLMError):
     """The share of failed rows passed the configured ceiling."""
+
+    exit_code = 75
+
+
+class ReplicasLost(AdamLLMError):
+    """A batch outlived too many replicas, or nothing moved for too long; what is finished is kept."""
 
     exit_code = 75
 

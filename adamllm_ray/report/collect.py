@@ -119,7 +119,7 @@ def right_shares(stage: StageFolder, check: Callable[[dict[str, Any], str, str, 
     """Check every parsed task against its record's gold attributes; ``check`` says None where it cannot know."""
     columns = ["meta", "instruction", "informative", "precise", "task_verdict"]
     counts = {"parsed": [0, 0], "kept": [0, 0]}
-    data = pads.dataset(stage.data, filesystem=stage.fs, format="parquet")
+    data = pads.dataset(stage.parquet_files(), filesystem=stage.fs, format="parquet")
     for batch in data.to_batches(columns=columns, filter=pads.field("task_verdict").isin(list(map(str, JUDGED)))):
         for row in batch.to_pylist():
             right = check(json.loads(row["meta"] or "{}"), row["instruction"], row["informative"], row["precise"])

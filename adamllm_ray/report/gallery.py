@@ -48,7 +48,7 @@ class Card:
 
 def gallery(stage: StageFolder, seed: int, limits: ImageLimits, quota: dict[Outcome, int] = QUOTA) -> list[Card]:
     """Cards of the records in ``stage`` (synthesize, or ingest when synthesis has not run), kept ones first."""
-    data = pads.dataset(stage.data, filesystem=stage.fs, format="parquet")
+    data = pads.dataset(stage.parquet_files(), filesystem=stage.fs, format="parquet")
     tasks = "task_verdict" in data.schema.names
     columns = ["id", "verdict", *(["task_verdict"] if tasks else [])]
     parts = [(part, part.to_table(columns=columns).to_pylist()) for part in data.get_fragments()]

@@ -6,11 +6,16 @@
 A replica with GPUs takes its GPUs. One without takes ``cpus_per_replica``, or less where all pools, Ray Data's own
 tasks and its resume filter must share few cores: the numbers are only Ray's book-keeping, and a pool that waits for a
 core that another stage of the same pipeline holds would wait for ever.
+
+A pool has ``engine.min_replicas`` at least, which must fit, and grows to ``engine.replicas`` where there is room and
+work waits. Replicas that die are started again without end, as spot machines need it; a *batch* whose replica dies
+under it is tried ``engine.max_retries`` times more, so that a row that kills its engine stops the job.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,17 +25,20 @@ if TYPE_CHECKING:
     from adamllm_ray.config import EngineSection
 
 IO_CPUS = 0.1  # of one read or write task: they wait for the disk
+GROWING = 2  # blocks handed out per concurrent call: Ray adds a replica when this many wait, at 1.75 and not below
 RESERVED_CPUS = 2.25  # Ray Data's repartition task and resume filter take one each, whatever we say; reads and writes
 
 Pools = Mapping[str, "tuple[EngineSection, int]"]
 
 
 def fit_pools(pools: Pools) -> list[dict[str, Any]]:
-    """``compute``, ``num_cpus`` and ``num_gpus`` for each pool, in order. Values: (settings, rows per block).
+    """Arguments of ``map_batches`` for each pool, in order. Values of ``pools``: (settings, rows per block).
 
     Raises:
         ConfigError: the cluster cannot hold all pools at the same time; says what is missing.
     """
+    # Ray has no named argument for max_task_retries yet and warns of unnamed ones
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
     share = cpu_share(pools, cluster_capacity())
     return [_arguments(settings, rows, share) for settings, rows in pools.values()]
 
@@ -48,9 +56,9 @@ def cluster_capacity() -> dict[str, float]:
 
 def cpu_share(pools: Pools, capacity: Mapping[str, float]) -> float:
     """Factor (0..1] on ``cpus_per_replica`` with which all pools of one pipeline fit. Raises ConfigError if none."""
-    gpus = sum(settings.replicas * settings.gpus_per_replica for settings, _ in pools.values())
+    gpus = sum(settings.least_replicas * settings.gpus_per_replica for settings, _ in pools.values())
     cpus = sum(
-        settings.replicas * settings.cpus_per_replica for settings, _ in pools.values() if not _has_gpu(settings)
+        settings.least_replicas * settings.cpus_per_replica for settings, _ in pools.values() if not _has_gpu(settings)
     )
     total_cpus, total_gpus = capacity.get("CPU", 0.0), capacity.get("GPU", 0.0)
     if gpus > total_gpus:
@@ -77,12 +85,18 @@ def _arguments(settings: EngineSection, rows_per_block: int, share: float) -> di
     from ray.data import ActorPoolStrategy
 
     calls = concurrent_calls(settings, rows_per_block)
+    least, most = settings.least_replicas, settings.replicas
     compute = ActorPoolStrategy(
-        size=settings.replicas, max_concurrent_calls_per_actor=calls, max_tasks_in_flight_per_actor=calls + 1
+        min_size=least,
+        max_size=most,
+        initial_size=least,
+        max_concurrent_calls_per_actor=calls,
+        max_tasks_in_flight_per_actor=calls + 1 if least == most else GROWING * calls,
     )
+    bounded = {"compute": compute, "max_task_retries": settings.max_retries}
     if _has_gpu(settings):
-        return {"compute": compute, "num_gpus": settings.gpus_per_replica}
-    return {"compute": compute, "num_cpus": math.floor(settings.cpus_per_replica * share * 100) / 100}
+        return bounded | {"num_gpus": settings.gpus_per_replica}
+    return bounded | {"num_cpus": math.floor(settings.cpus_per_replica * share * 100) / 100}
 
 
 def _has_gpu(settings: EngineSection) -> bool:
@@ -90,8 +104,9 @@ def _has_gpu(settings: EngineSection) -> bool:
 
 
 def _too_small(kind: str, need: float, have: float, pools: Pools) -> str:
-    parts = ", ".join(f"{name}: {settings.replicas} replicas" for name, (settings, _) in pools.items())
+    parts = ", ".join(f"{name}: {settings.least_replicas} replicas" for name, (settings, _) in pools.items())
     return (
         f"the engine pools need {need:g} {kind} at the same time ({parts}) and Ray has {have:g}; lower "
-        f"engine.replicas or engine.{kind.lower()}_per_replica, or give Ray more"
+        f"engine.replicas or engine.{kind.lower()}_per_replica, let the pool start smaller (engine.min_replicas), or "
+        "give Ray more"
     )

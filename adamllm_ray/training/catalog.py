@@ -66,8 +66,7 @@ def build_catalog(synthesize: StageFolder, replay: dict[str, list[str]]) -> Cata
         synthesize: the finished stage whose data train.
         replay: Parquet files (inside the same file system) of each replay source, as `replay` wrote them.
     """
-    names = [path for path, _ in storage.list_files(synthesize.place.child("data")) if path.endswith(".parquet")]
-    files = [(DOMAIN, f"{synthesize.data}/{name}") for name in names]
+    files = [(DOMAIN, path) for path in synthesize.parquet_files()]
     files += [(source, path) for source, paths in replay.items() for path in paths]
     tables = [table for source, path in files for table in _groups(synthesize.fs, source, path)]
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()

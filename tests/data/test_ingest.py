@@ -25,6 +25,7 @@ from adamllm_ray.data.images import decode
 from adamllm_ray.data.ingest import ingest
 from adamllm_ray.data.record import RECORD_SCHEMA, record_id
 from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.verify import verify
 from adamllm_ray.errors import FingerprintMismatch, SourceError, StorageError, TooManyFailures
 from tests import hostile
 
@@ -281,7 +282,7 @@ def test_no_space_left_then_freed(tmp_path: Path, tiny_disk: Path) -> None:
     ballast.unlink()
     manifest, rows = run_ingest(settings)
     assert manifest.rows_in == manifest.kept == len(rows) == 20
-    assert RunFolder(settings.run.output).stage("ingest").verify() == []
+    assert verify(RunFolder(settings.run.output).stage("ingest")) == []
 
 
 def test_no_space_for_the_first_byte(tmp_path: Path, tiny_disk: Path) -> None:

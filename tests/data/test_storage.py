@@ -16,6 +16,7 @@ from adamllm_ray.config import parse_config
 from adamllm_ray.data import storage
 from adamllm_ray.data.ingest import ingest
 from adamllm_ray.data.run import RunFolder
+from adamllm_ray.data.verify import verify
 from adamllm_ray.errors import FingerprintMismatch, StorageError
 from tests import hostile
 
@@ -60,7 +61,7 @@ def test_ingest_from_s3_to_s3(bucket: Any, tmp_path: Path) -> None:
         manifest = ingest(settings, run)
     assert manifest.verdicts == {"image_missing": 2, "ok": 2}
     assert ingest(settings, run) == manifest
-    assert run.stage("ingest").verify() == []
+    assert verify(run.stage("ingest")) == []
     assert {item.key for item in bucket.objects.filter(Prefix="first/ingest")} >= {
         "first/ingest/fingerprint.json",
         "first/ingest/manifest.json",

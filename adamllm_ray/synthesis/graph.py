@@ -1,0 +1,139 @@
+"""The streaming graph itself: Parquet files in, judged tasks out, as one resumable Ray Data execution.
+
+::
+
+    files ─► small blocks ─► Synthesizer pool (decode, ask, parse) ─► Judge pool ─► stage/data
+                                                                         └─ ids of finished blocks ─► stage/ledger
+
+`synthesize` runs it over all of ingest, `plan` over a few rows of it, `redrive` over those that went wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from adamllm_ray.config import RunConfig
+from adamllm_ray.data import storage
+from adamllm_ray.data.record import RECORD_SCHEMA
+from adamllm_ray.data.run import StageFolder
+from adamllm_ray.errors import AdamLLMError, ReplicasLost
+from adamllm_ray.ray_runtime import own_error
+from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer
+from adamllm_ray.synthesis.pools import IO_CPUS, fit_pools, write_tasks
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+def run_graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_maker: EngineMaker) -> None:
+    """Judge a task for every row of ``files`` (paths inside ``stage.fs``), continuing what ``stage`` has already.
+
+    Raises:
+        ReplicasLost: a batch killed its replica too often, or nothing moved for ``synthesis.stall_minutes``.
+        AdamLLMError: whatever of ours a row function raised, as itself and not wrapped by Ray.
+    """
+    with _resumable(stage, config.synthesis.stall_minutes):
+        dataset = _graph(config, files, stage, engine_maker)
+        try:
+            dataset.write_parquet(
+                stage.data, filesystem=stage.fs, ray_remote_args={"num_cpus": IO_CPUS}, concurrency=write_tasks()
+            )
+        except Exception as error:
+            ours = own_error(error) or _lost(error, config)
+            if ours is not None:
+                raise ours from None
+            with storage.storage_errors("write the tasks", stage.uri):  # a full disk comes through Ray as an OSError
+                raise
+
+
+def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_maker: EngineMaker) -> ray.data.Dataset:
+    """Read, cut into blocks of ``rows_per_block`` (the unit of resume), synthesize, judge."""
+    import ray
+
+    synthesis, judge = config.synthesis, config.judge
+    rows = synthesis.rows_per_block
+    write, compare = fit_pools({"synthesis": (synthesis.engine, rows), "judge": (judge.engine, rows)})
+    reader = ray.data.read_parquet(
+        list(files), filesystem=stage.fs, columns=RECORD_SCHEMA.names, partitioning=None, num_cpus=IO_CPUS
+    )
+    blocks = reader.repartition(target_num_rows_per_block=rows, strict=True)
+    tasks = blocks.map_batches(
+        Synthesizer,
+        fn_constructor_kwargs={
+            "model": config.models.synthesizer,
+            "settings": synthesis,
+            "limits": config.data.images,
+            "seed": config.run.seed,
+            "engine_maker": engine_maker,
+        },
+        batch_size=min(synthesis.batch_size, rows),  # a larger batch would glue blocks together
+        batch_format="pyarrow",
+        udf_modifying_row_count=False,
+        **write,
+    )
+    return tasks.map_batches(
+        Judge,
+        fn_constructor_kwargs={
+            "model": config.models.judge,
+            "settings": judge,
+            "max_failed_share": synthesis.max_failed_share,
+            "engine_maker": engine_maker,
+        },
+        batch_size=min(judge.batch_size, rows),
+        batch_format="pyarrow",
+        udf_modifying_row_count=False,
+        **compare,
+    )
+
+
+@contextmanager
+def _resumable(stage: StageFolder, stall_minutes: float) -> Iterator[None]:
+    """Ray Data's ledger for the datasets made in the block, and an end to waiting for replicas that never come."""
+    from ray.data import DataContext
+    from ray.data.checkpoint import CheckpointConfig
+
+    context = DataContext.get_current()
+    ours = {
+        "use_datasource_v2": False,  # the new reader starts ten actors to read footers: minutes on a laptop
+        "execution_no_progress_timeout_s": 60 * stall_minutes,
+        "checkpoint_config": CheckpointConfig(
+            id_column="id",
+            checkpoint_path=stage.ledger,
+            override_filesystem=stage.fs,
+            delete_checkpoint_on_success=False,  # it is what makes "run the same command again" cost nothing
+        ),
+    }
+    before = {name: getattr(context, name) for name in ours}
+    for name, value in ours.items():
+        setattr(context, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(context, name, value)
+
+
+def _lost(error: BaseException, config: RunConfig) -> AdamLLMError | None:
+    """What a user can do about replicas that died or hang; None for any other error."""
+    from ray.data.exceptions import ExecutionTimeoutError
+    from ray.exceptions import RayActorError
+
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    again = "What is finished is kept: with the cause removed, run the same command again."
+    if any(isinstance(one, ExecutionTimeoutError) for one in links):
+        return ReplicasLost(
+            f"synthesis: nothing moved for {config.synthesis.stall_minutes:g} minutes (synthesis.stall_minutes): "
+            f"replicas that cannot start, or wait for machines that do not come. {again}"
+        )
+    if any(isinstance(one, RayActorError) for one in links):
+        return ReplicasLost(
+            "synthesis: a batch was given up after its replica had died under it again and again (engine.max_retries). "
+            f"Too little memory, or a row that the engine does not survive? Ray's logs say how it died. {again}"
+        )
+    return None
