@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from adamllm_ray.config import RunConfig, config_schema, dump_config, load_config
 from adamllm_ray.errors import AdamLLMError, ConfigError
 from adamllm_ray.stages import planned, run_stages, stage_named
+from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
 
 if TYPE_CHECKING:
     from adamllm_ray.data.run import Manifest, RunFolder
@@ -37,8 +38,8 @@ app = typer.Typer(
 pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
 app.add_typer(pocket, name="pocket")
 
-console = Console()
 INTERRUPTED = 130
+WATCH_S = 10.0
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run configuration in YAML.", show_default=False)]
 Overrides = Annotated[
@@ -70,8 +71,8 @@ def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False)
             console.print(f"[dim]{number}.[/dim] [bold]{stage.name:<11}[/bold] {stage.does}", highlight=False)
         for stage, manifest, seconds in run_stages(settings, folder, force_new=force_new):
             manifests[stage.name] = manifest
-            _print_done(stage.name, manifest, seconds)
-        _print_summary(settings, folder, manifests)
+            print_done(stage.name, manifest, seconds)
+        print_summary(settings, folder, manifests)
 
 
 def _stage_command(name: str, config: Path, set_: list[str] | None, force_new: bool) -> None:
@@ -79,7 +80,7 @@ def _stage_command(name: str, config: Path, set_: list[str] | None, force_new: b
     folder = _folder(settings)
     with _resumable(folder), folder.lock():
         manifest = stage_named(name).run(settings, folder, force_new=force_new)
-    _print_done(name, manifest, manifest.seconds)
+    print_done(name, manifest, manifest.seconds)
 
 
 @app.command()
@@ -121,7 +122,7 @@ def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = F
     if not settings.evaluation.task:
         raise ConfigError("evaluation.task is empty: name a Parquet or JSONL file with questions, or 'pocket'")
     _stage_command("evaluate", config, set_, force_new)
-    _print_scores(_folder(settings))
+    print_scores(_folder(settings))
 
 
 @app.command()
@@ -137,26 +138,84 @@ def report(config: ConfigPath, set_: Overrides = None) -> None:
 
 
 @app.command()
-def status(config: ConfigPath, set_: Overrides = None) -> None:
-    """Show which stages are finished, with their row counts and times.
+def plan(
+    config: ConfigPath,
+    set_: Overrides = None,
+    rows: Annotated[int, typer.Option(min=8, help="Rows of the probe; more of them measure better.")] = 100,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Of a GPU-hour (a CPU-hour without GPUs), in any currency.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Tell what a whole synthesis would take: time, GPU-hours, output size, kept tasks, cost.
 
-    Example:  adamllm status jobs/configs/quickstart.yaml
+    Runs a probe of some rows through the real models, one replica each, into a scratch folder. Needs a finished ingest.
+
+    Examples:
+
+      adamllm plan jobs/configs/quickstart.yaml
+
+      adamllm plan my.yaml --rows 500 --price 2.5 --set synthesis.engine.replicas=16
+    """
+    from adamllm_ray.synthesis.plan import plan as probe
+
+    settings = load_config(config, set_ or [])
+    folder = _folder(settings)
+    with _resumable(folder), folder.lock():
+        found = probe(settings, folder, rows=rows, price=price)
+    if as_json:
+        typer.echo(found.to_json())
+        return
+    print_plan(found)
+
+
+@app.command()
+def redrive(
+    config: ConfigPath,
+    verdict: Annotated[list[str], typer.Option("--verdict", help="Rows with this task verdict. Repeatable.")],
+    set_: Overrides = None,
+) -> None:
+    """Run only the rows with certain verdicts again, and put the results in their places.
+
+    For rows that failed for a reason that is gone now (engine_error). With unchanged settings a greedy model writes
+    the same again, so the other verdicts change only where sampling or a damaged image was to blame.
+
+    Example:  adamllm redrive my.yaml --verdict engine_error --verdict not_synthesized
+    """
+    from adamllm_ray.synthesis.redrive import redrive as run_again
+
+    settings = load_config(config, set_ or [])
+    folder = _folder(settings)
+    with _resumable(folder), folder.lock():
+        done = run_again(settings, folder, verdict)
+    if not done.rows:
+        console.print("no row has such a verdict: nothing to do")
+        return
+    words = [", ".join(f"{name} {count}" for name, count in sorted(each.items())) for each in (done.before, done.after)]
+    console.print(f"{done.rows} rows ran again: {words[0]} [bold]->[/bold] {words[1]}", highlight=False)
+    print_done("synthesize", done.manifest, done.manifest.seconds)
+
+
+@app.command()
+def status(
+    config: ConfigPath,
+    set_: Overrides = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C or the end.")] = False,
+) -> None:
+    """Show which stages are finished, with their counts, and how far a synthesis is: rows, rate, time left, verdicts.
+
+    Reads the run folder only, so it works from any machine that sees it, also while another process is at work.
+
+    Examples:
+
+      adamllm status jobs/configs/quickstart.yaml
+
+      adamllm status my.yaml --set run.output=s3://bucket/run --watch
     """
     settings = load_config(config, set_ or [])
     folder = _folder(settings)
-    table = Table(title=f"{settings.run.name} in {folder.uri}", title_justify="left")
-    for column in ("stage", "state", "rows in", "kept", "rejected", "failed", "seconds"):
-        table.add_column(column, justify="left" if column in ("stage", "state") else "right")
-    for stage in planned(settings):
-        place = folder.stage(stage.name)
-        manifest = place.manifest()
-        if manifest is None:
-            begun = folder.read(f"{stage.name}/fingerprint.json") is not None
-            table.add_row(stage.name, "[yellow]started[/yellow]" if begun else "[dim]not started[/dim]")
-        else:
-            counts = (manifest.rows_in, manifest.kept, manifest.rejected, manifest.failed)
-            table.add_row(stage.name, "[green]finished[/green]", *map(str, counts), f"{manifest.seconds:.0f}")
-    console.print(table)
+    while not print_status(settings, folder) and watch:
+        time.sleep(WATCH_S)
 
 
 @app.command()
@@ -278,54 +337,6 @@ def _resumable(folder: RunFolder | None) -> Iterator[None]:
 
 def _terminate(_signal: int, _frame: Any) -> None:
     raise KeyboardInterrupt
-
-
-def _print_done(name: str, manifest: Manifest, seconds: float) -> None:
-    accounted = (
-        f"{manifest.rows_in} rows in = {manifest.kept} kept + {manifest.rejected} rejected + {manifest.failed} failed"
-    )
-    console.print(f"[green]✓[/green] [bold]{name:<11}[/bold] {accounted}  [dim]{seconds:.0f} s[/dim]", highlight=False)
-
-
-def _print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Manifest]) -> None:
-    from adamllm_ray.report.build import build_report
-    from adamllm_ray.report.summary import funnel_lines
-
-    page = build_report(config, folder)
-    console.print()
-    if "evaluate" in manifests:
-        _print_scores(folder)
-    for line in funnel_lines(manifests):
-        console.print(line, highlight=False)
-    for line in _pocket_figures(config):
-        console.print(line, highlight=False)
-    console.print(f"\nmodel:  {manifests['train'].extra['model']}\nreport: {page}", soft_wrap=True, highlight=False)
-
-
-def _pocket_figures(config: RunConfig) -> list[str]:
-    """What the shipped models could do when they were built, for those of them that this run used."""
-    from adamllm_ray.models.checkpoint import POCKET, resolve_model
-
-    used = {role: spec for role, spec in config.models if spec.startswith(POCKET)}
-    if not used:
-        return []
-    figures = json.loads((Path(resolve_model(next(iter(used.values())))).parent / "figures.json").read_text())
-    base, synthesizer, judge = figures["base"], figures["synthesizer"], figures["judge"]
-    lines = {
-        "base": f"{100 * base['accuracy']:.0f} % of {base['questions']} held-out general questions",
-        "synthesizer": f"{100 * synthesizer['parsed']:.0f} % of its responses for {synthesizer['pairs']} chips parse, "
-        f"{100 * synthesizer['right']:.0f} % are right in both answers",
-        "judge": f"{100 * judge['yes_no_accuracy']:.0f} % of {judge['cases']} Yes-or-No cases in the domain's words",
-    }
-    return ["shipped models, as built:", *(f"  {role:<12}{lines[role]}" for role in used)]
-
-
-def _print_scores(folder: RunFolder) -> None:
-    from adamllm_ray.report.summary import score_table
-
-    manifest = folder.stage("evaluate").manifest()
-    if manifest is not None:
-        console.print(score_table(manifest.extra))
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -21,20 +21,37 @@ class Task:
         self._bar = bar
         self._id = bar.add_task(label, total=total, note="") if bar else None
         self._started = self._printed = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first units were done, and how many those were
 
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` units are done in all; ``note`` is a few words shown behind the bar."""
+        if self._first is None and done:
+            self._first = time.monotonic(), done
         self.done = done
         if self._bar is not None and self._id is not None:
-            self._bar.update(self._id, completed=done, note=note)
+            words = [f"{self.rate:.3g}/s"] if self.rate else []
+            self._bar.update(self._id, completed=done, note=", ".join([*words, *([note] if note else [])]))
         elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._printed = time.monotonic()
             self._line(note)
 
+    @property
+    def rate(self) -> float | None:
+        """Units per second since the first ones were done, so that a start of minutes does not count."""
+        if self._first is None:
+            return None
+        moment, before = self._first
+        seconds = time.monotonic() - moment
+        return (self.done - before) / seconds if seconds > 0 and self.done > before else None
+
     def _line(self, note: str) -> None:
         total = f"/{self.total}" if self.total else ""
-        seconds = time.monotonic() - self._started
-        print(f"{self.label}: {self.done}{total} after {seconds:.0f} s {note}".rstrip(), file=sys.stderr, flush=True)
+        parts = [f"{self.label}: {self.done}{total} after {time.monotonic() - self._started:.0f} s"]
+        if self.rate:
+            parts.append(f"{self.rate:.3g}/s")
+            if self.total:
+                parts.append(f"{(self.total - self.done) / self.rate:.0f} s left")
+        print(", ".join([*parts, *([note] if note else [])]), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "config evaluate ingest pocket report run status synthesize train verify".split()  # noqa: SIM905
+VERBS = "config evaluate ingest plan pocket redrive report run status synthesize train verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:
@@ -89,6 +89,7 @@ TESTED_WITH_A_NEIGHBOUR = {
     "report/collect.py": "report/test_build.py",
     "report/gallery.py": "report/test_build.py",
     "report/plots.py": "report/test_build.py",
+    "synthesis/graph.py": "synthesis/test_pipeline.py",
     "training/catalog.py": "training/test_stream.py",
     "training/replay.py": "training/test_stream.py",
     "training/worker.py": "training/test_trainer.py",

@@ -47,6 +47,22 @@ def average_interval(groups: Sequence[ArrayLike], samples: int = 2000, seed: int
     return Interval(float(np.mean([array.mean() for array in arrays])), float(lo), float(hi))
 
 
+def wilson_interval(successes: int, total: int) -> Interval:
+    """A share with its Wilson 95 % interval, which is honest for few rows and for shares near 0 and 1.
+
+    Raises:
+        ValueError: ``total`` is not above 0.
+    """
+    if total <= 0:
+        raise ValueError("a share needs at least one row")
+    z = 1.959963984540054  # the 97.5 % point of the normal distribution
+    share = successes / total
+    centre = share + z * z / (2 * total)
+    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return Interval(share, max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale)))
+
+
 def mcnemar_exact(base: ArrayLike, adapted: ArrayLike) -> float:
     """Two-sided exact McNemar p of two 0/1 vectors over the same questions.
 

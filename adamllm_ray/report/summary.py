@@ -1,9 +1,10 @@
-"""What the command line prints when a run is done: the score table and the row accounting."""
+"""What the command line prints: scores and row accounting of a run that is done, and the plan of one that is not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -11,6 +12,9 @@ from rich.text import Text
 
 from adamllm_ray.data.run import Manifest
 from adamllm_ray.report.collect import duration, funnel, keep_rate, points
+
+if TYPE_CHECKING:
+    from adamllm_ray.synthesis.plan import Plan
 
 
 def score_table(extra: Mapping[str, Any]) -> Table:
@@ -68,3 +72,43 @@ def funnel_lines(manifests: Mapping[str, Manifest]) -> list[str]:
         sign = "=" if accounted == manifest.rows_in else "IS NOT"
         lines.append(f"{name}: {manifest.rows_in} rows in {sign} {parts}, {duration(manifest.seconds)}")
     return lines
+
+
+def plan_table(plan: Plan) -> Table:
+    """What the run takes with the pools as configured (first row) and with more replicas."""
+    table = Table(
+        title=f"Synthesis of {plan.rows:,} rows", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0
+    )
+    table.add_column("synthesizers", justify="right")
+    table.add_column("judges", justify="right")
+    for title in ("rows/s", "time", "done, if started now", f"{plan.unit}-hours", "cost"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for size in plan.sizes:
+        done = datetime.now().astimezone() + timedelta(hours=size.hours)
+        table.add_row(
+            str(size.synthesizers),
+            str(size.judges),
+            f"{size.rows_per_second:.3g}",
+            duration(3600 * size.hours),
+            f"{done:%Y-%m-%d %H:%M}",
+            f"{size.unit_hours:.2f}",
+            "-" if size.cost is None else f"{size.cost:,.2f}",
+        )
+    return table
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What the probe measured, in plain lines."""
+    probe, keep = plan.probe, plan.keep
+    slower = "synthesizer" if probe.synthesizer_seconds >= probe.judge_seconds else "judge"
+    verdicts = ", ".join(f"{name} {count}" for name, count in sorted(probe.verdicts.items(), key=lambda item: -item[1]))
+    judge = f"{1 / probe.judge_seconds:.3g} rows/s" if probe.judge_seconds else "no task to judge"
+    return [
+        f"probe:   {probe.rows} rows: {verdicts}",
+        f"speed:   one synthesizer {1 / probe.synthesizer_seconds:.3g} rows/s ({probe.tokens:.0f} tokens each), "
+        f"one judge {judge}; start-up {duration(probe.start_seconds)}, counted once",
+        f"kept:    {100 * keep.value:.0f} % of the rows, 95 % interval {100 * keep.lo:.0f} to {100 * keep.hi:.0f} %: "
+        f"{round(keep.lo * plan.rows):,} to {round(keep.hi * plan.rows):,} tasks",
+        f"output:  {plan.output_bytes / 1e9:.3g} GB",
+        f"with one replica of each, the {slower} is the slower step",
+    ]

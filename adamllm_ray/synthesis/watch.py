@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,7 +117,7 @@ def block_of(data_file: str) -> str:
 
 
 def rate_of(blocks: Iterable[tuple[float, int]]) -> float | None:
-    """Rows per second over the last ten minutes of work, from (time, rows) of each block. None from one moment alone."""
+    """Rows per second in the last ten minutes of work, from (time, rows) of each block; None from one moment alone."""
     ordered = sorted(blocks)
     recent = [(moment, rows) for moment, rows in ordered if moment >= ordered[-1][0] - WINDOW_S]
     if not recent or recent[-1][0] <= recent[0][0]:
@@ -161,30 +160,3 @@ def shown(stage: StageFolder, label: str, total: int) -> Iterator[None]:
             stop.set()
             thread.join()
             look()
-
-
-def status_lines(stage: StageFolder, total: int, most: int = 400) -> list[str]:
-    """What `adamllm status` says of a synthesis that is not finished."""
-    seen = Watch(stage).look(most)
-    return describe(seen, total)
-
-
-def describe(seen: Look, total: int) -> list[str]:
-    """A look in one or two lines."""
-    parts = [f"{seen.rows} of {total} rows ({seen.rows / max(1, total):.1%})"]
-    if seen.rate is not None:
-        parts.append(f"{seen.rate:.3g} rows/s")
-    left = seen.seconds_left(total)
-    if left is not None:
-        parts.append(f"{duration(left)} left")
-    if seen.newest is not None:
-        parts.append(f"last block {duration(max(0.0, time.time() - seen.newest))} ago")
-    return [", ".join(parts), *([seen.outcome()] if seen.verdicts else [])]
-
-
-def duration(seconds: float) -> str:
-    """Short words: 40 s, 12 min, 3.5 h, 2.1 days."""
-    for size, unit in ((86400, "days"), (3600, "h")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds / 60:.0f} min" if seconds >= 100 else f"{seconds:.0f} s"

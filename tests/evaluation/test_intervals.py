@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from adamllm_ray.evaluation.intervals import average_interval, mcnemar_exact, mean_interval
+from adamllm_ray.evaluation.intervals import average_interval, mcnemar_exact, mean_interval, wilson_interval
 
 
 def test_interval_is_close_to_the_normal_one_for_large_samples():
@@ -59,3 +59,12 @@ def test_mcnemar_known_values(lost, won, expected):
 
 def test_mcnemar_with_thousands_of_questions_does_not_overflow():
     assert 0 <= mcnemar_exact(np.zeros(5000), np.ones(5000)) < 1e-300
+
+
+def test_wilson_is_what_the_books_say_and_never_leaves_the_unit_interval() -> None:
+    found = wilson_interval(81, 263)  # Newcombe 1998, table I
+    assert (round(found.lo, 4), round(found.hi, 4)) == (0.2553, 0.3662)
+    assert (wilson_interval(0, 20).lo, round(wilson_interval(0, 20).hi, 4)) == (0.0, 0.1611)
+    assert wilson_interval(20, 20).hi == 1.0
+    with pytest.raises(ValueError, match="at least one"):
+        wilson_interval(0, 0)

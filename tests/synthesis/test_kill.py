@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from adamllm_ray.data.run import RunFolder
-from adamllm_ray.synthesis.pipeline import _committed_rows, synthesize
+from adamllm_ray.synthesis.pipeline import synthesize
+from adamllm_ray.synthesis.watch import committed_rows
 from tests.synthesis.fakes import FakeMaker, asked_rows, config_for, png, write_ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -70,16 +71,16 @@ def test_nothing_is_lost_or_doubled_whatever_dies(
     code, _ = start("log1", "0.0", ids[-1]).end()
     assert code != 0
     assert stage.manifest() is None
-    committed = _committed_rows(stage)
+    committed = committed_rows(stage)
     assert committed < ROWS
 
     # 2. kill -9 of the driver at 40 % or later.
     life = start("log2", "0.3")
-    life.wait_until(lambda: _committed_rows(stage) >= max(0.4 * ROWS, committed + 10))
+    life.wait_until(lambda: committed_rows(stage) >= max(0.4 * ROWS, committed + 10))
     life.process.kill()
     life.end()
     time.sleep(5)  # orphaned workers notice
-    committed = _committed_rows(stage)
+    committed = committed_rows(stage)
     assert committed < ROWS
     assert stage.manifest() is None
 

@@ -4,7 +4,7 @@ import pytest
 
 from adamllm_ray.config import EngineSection
 from adamllm_ray.errors import ConfigError
-from adamllm_ray.synthesis.pools import concurrent_calls, cpu_share
+from adamllm_ray.synthesis.pools import _arguments, concurrent_calls, cpu_share
 
 CPU = EngineSection(cpus_per_replica=1.0)
 GPU = EngineSection(gpus_per_replica=2, replicas=4)
@@ -40,3 +40,23 @@ def test_gpu_pools_do_not_count_as_cpus() -> None:
 def test_enough_blocks_to_keep_a_replica_full() -> None:
     assert concurrent_calls(EngineSection(max_num_seqs=64), 64) == 2
     assert concurrent_calls(EngineSection(max_num_seqs=1024), 8) == 16
+
+
+def test_a_growing_pool_needs_room_for_its_least_only() -> None:
+    growing = EngineSection(gpus_per_replica=1, replicas=64, min_replicas=2)
+    assert cpu_share({"synthesis": (growing, 64)}, {"CPU": 8, "GPU": 2}) == 1.0
+    with pytest.raises(ConfigError, match=r"need 2 GPUs .*engine\.min_replicas"):
+        cpu_share({"synthesis": (growing, 64)}, {"CPU": 8, "GPU": 1})
+
+
+def test_a_growing_pool_is_handed_enough_to_grow() -> None:
+    """Ray Data adds a replica when blocks in flight reach 1.75 of what runs at once, so less would never grow."""
+    fixed = _arguments(EngineSection(replicas=4), 64, 1.0)["compute"]
+    assert (fixed.min_size, fixed.max_size, fixed.initial_size) == (4, 4, 4)
+    growing = _arguments(EngineSection(replicas=4, min_replicas=1), 64, 1.0)["compute"]
+    assert (growing.min_size, growing.max_size, growing.initial_size) == (1, 4, 1)
+    assert growing.max_tasks_in_flight_per_actor >= 1.75 * growing.max_concurrent_calls_per_actor
+
+
+def test_a_batch_that_kills_its_replica_is_not_tried_for_ever() -> None:
+    assert _arguments(EngineSection(max_retries=2), 64, 1.0)["max_task_retries"] == 2

@@ -1,0 +1,118 @@
+"""What `adamllm` prints on the terminal. Results go to standard output, progress and errors elsewhere."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from adamllm_ray.config import RunConfig
+from adamllm_ray.stages import planned
+
+if TYPE_CHECKING:
+    from adamllm_ray.data.run import Manifest, RunFolder
+    from adamllm_ray.synthesis.plan import Plan
+    from adamllm_ray.synthesis.watch import Look
+
+console = Console()
+BLOCKS_READ = 400  # whose verdicts are counted for one look at a running synthesis; of more, a sample
+
+
+def print_done(name: str, manifest: Manifest, seconds: float) -> None:
+    """One line: the stage is done, and every row is accounted for."""
+    accounted = (
+        f"{manifest.rows_in} rows in = {manifest.kept} kept + {manifest.rejected} rejected + {manifest.failed} failed"
+    )
+    console.print(f"[green]✓[/green] [bold]{name:<11}[/bold] {accounted}  [dim]{seconds:.0f} s[/dim]", highlight=False)
+
+
+def print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Manifest]) -> None:
+    """The end of a whole run: scores, funnel, where model and report are."""
+    from adamllm_ray.report.build import build_report
+    from adamllm_ray.report.summary import funnel_lines
+
+    page = build_report(config, folder)
+    console.print()
+    if "evaluate" in manifests:
+        print_scores(folder)
+    for line in funnel_lines(manifests):
+        console.print(line, highlight=False)
+    for line in _pocket_figures(config):
+        console.print(line, highlight=False)
+    console.print(f"\nmodel:  {manifests['train'].extra['model']}\nreport: {page}", soft_wrap=True, highlight=False)
+
+
+def _pocket_figures(config: RunConfig) -> list[str]:
+    """What the shipped models could do when they were built, for those of them that this run used."""
+    from adamllm_ray.models.checkpoint import POCKET, resolve_model
+
+    used = {role: spec for role, spec in config.models if spec.startswith(POCKET)}
+    if not used:
+        return []
+    figures = json.loads((Path(resolve_model(next(iter(used.values())))).parent / "figures.json").read_text())
+    base, synthesizer, judge = figures["base"], figures["synthesizer"], figures["judge"]
+    lines = {
+        "base": f"{100 * base['accuracy']:.0f} % of {base['questions']} held-out general questions",
+        "synthesizer": f"{100 * synthesizer['parsed']:.0f} % of its responses for {synthesizer['pairs']} chips parse, "
+        f"{100 * synthesizer['right']:.0f} % are right in both answers",
+        "judge": f"{100 * judge['yes_no_accuracy']:.0f} % of {judge['cases']} Yes-or-No cases in the domain's words",
+    }
+    return ["shipped models, as built:", *(f"  {role:<12}{lines[role]}" for role in used)]
+
+
+def print_scores(folder: RunFolder) -> None:
+    """The score table of a finished evaluation."""
+    from adamllm_ray.report.summary import score_table
+
+    manifest = folder.stage("evaluate").manifest()
+    if manifest is not None:
+        console.print(score_table(manifest.extra))
+
+
+def print_status(settings: RunConfig, folder: RunFolder) -> bool:
+    """Print the stages; True when the run is finished."""
+    table = Table(title=f"{settings.run.name} in {folder.uri}", title_justify="left")
+    for column in ("stage", "state", "rows in", "kept", "rejected", "failed", "seconds"):
+        table.add_column(column, justify="left" if column in ("stage", "state") else "right")
+    manifests = {stage.name: folder.stage(stage.name).manifest() for stage in planned(settings)}
+    started = [name for name in manifests if folder.read(f"{name}/fingerprint.json") is not None]
+    for name, manifest in manifests.items():
+        if manifest is None:
+            table.add_row(name, "[yellow]started[/yellow]" if name in started else "[dim]not started[/dim]")
+        else:
+            counts = (manifest.rows_in, manifest.kept, manifest.rejected, manifest.failed)
+            table.add_row(name, "[green]finished[/green]", *map(str, counts), f"{manifest.seconds:.0f}")
+    console.print(table)
+    ingested = manifests["ingest"]
+    if ingested is not None and "synthesize" in started and manifests["synthesize"] is None:
+        from adamllm_ray.synthesis.watch import Watch
+
+        for line in progress_lines(Watch(folder.stage("synthesize")).look(BLOCKS_READ), ingested.rows_in):
+            console.print(f"synthesize: {line}", highlight=False, soft_wrap=True)
+    return None not in manifests.values()
+
+
+def progress_lines(seen: Look, total: int) -> list[str]:
+    """A look at a running synthesis in one or two lines."""
+    from adamllm_ray.report.collect import duration
+
+    parts = [f"{seen.rows} of {total} rows ({seen.rows / max(1, total):.1%})"]
+    left = seen.seconds_left(total)
+    if seen.rate is not None and left is not None:
+        parts += [f"{seen.rate:.3g} rows/s", f"{duration(left)} left"]
+    if seen.newest is not None:
+        parts.append(f"last block {duration(max(0.0, time.time() - seen.newest))} ago")
+    return [", ".join(parts), *([seen.outcome()] if seen.verdicts else [])]
+
+
+def print_plan(plan: Plan) -> None:
+    """What the probe measured, and what follows."""
+    from adamllm_ray.report.summary import plan_lines, plan_table
+
+    for line in plan_lines(plan):
+        console.print(line, highlight=False, soft_wrap=True)
+    console.print(plan_table(plan))
