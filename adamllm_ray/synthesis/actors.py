@@ -116,14 +116,14 @@ class Synthesizer:
         tried: dict[int, list[Attempt]],
     ) -> None:
         """Ask for (row, number of the attempt) and append what came back to the row's attempts."""
-        requests, specs = [], []
+        requests = []
         for index, number in places:
             name = rows[index]["id"]
-            requests.append(replace(asked[index], id=request_id(name, number)))
-            specs.append(sampling(self.sampling, temperature, self.seed, name, number))
-        completions = await _generate(self.engine, requests, specs)
-        for (index, _), spec, completion in zip(places, specs, completions, strict=True):
-            drawn = {"temperature": spec.temperature, "seed": spec.seed}
+            spec = sampling(self.sampling, temperature, self.seed, name, number)
+            requests.append(replace(asked[index], id=request_id(name, number), sampling=spec))
+        completions = await _generate(self.engine, requests, self.sampling)
+        for (index, _), request, completion in zip(places, requests, completions, strict=True):
+            drawn = {"temperature": temperature, "seed": request.sampling.seed if request.sampling else None}
             tried[index].append(drawn | self._attempt(completion, rows[index]["caption"]))
 
     def _prepare(self, row: Row) -> Request | Row:
@@ -212,7 +212,7 @@ class Judge:
         prompts = await asyncio.to_thread(lambda: [self._prompt(task) for task in tasks])  # tokenizing frees the GIL
         names = [request_id(ids[index], number) for index, number in places]
         requests = [Request(name, prompt) for name, prompt in zip(names, prompts, strict=True)]
-        completions = await _generate(self.engine, requests, [self.sampling] * len(requests))
+        completions = await _generate(self.engine, requests, self.sampling)
         for task, completion in zip(tasks, completions, strict=True):
             task.update(self._verdict(completion))
 
@@ -233,16 +233,9 @@ class Judge:
         return chances | _because(found.verdict(threshold))
 
 
-async def _generate(engine: TextEngine, requests: Sequence[Request], specs: Sequence[SamplingSpec]) -> list[Completion]:
-    """One completion per request, in their order, each with its own sampling. Nobody is asked for nothing."""
-    if not requests:
-        return []
-    if len(set(specs)) == 1 or not any(spec.temperature for spec in specs):  # greedy decoding has no seed
-        return match_completions(requests, await engine.generate(requests, specs[0]))
-    answers = await asyncio.gather(
-        *(engine.generate([request], spec) for request, spec in zip(requests, specs, strict=True))
-    )
-    return match_completions(requests, [completion for part in answers for completion in part])
+async def _generate(engine: TextEngine, requests: Sequence[Request], spec: SamplingSpec) -> list[Completion]:
+    """One completion per request, in their order. Nobody is asked for nothing."""
+    return match_completions(requests, await engine.generate(requests, spec)) if requests else []
 
 
 def load_chat(model: str) -> ChatFormat:

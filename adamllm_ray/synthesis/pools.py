@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from adamllm_ray.errors import ConfigError
+from adamllm_ray.synthesis.placement import replica_resources
 
 if TYPE_CHECKING:
     from adamllm_ray.config import EngineSection
@@ -38,7 +39,7 @@ def fit_pools(pools: Pools) -> list[dict[str, Any]]:
         ConfigError: the cluster cannot hold all pools at the same time; says what is missing.
     """
     # Ray has no named argument for max_task_retries yet and warns of unnamed ones
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message="`ray_remote_args(_fn)?` is deprecated", category=DeprecationWarning)
     share = cpu_share(pools, cluster_capacity())
     return [_arguments(settings, rows, share) for settings, rows in pools.values()]
 
@@ -94,9 +95,13 @@ def _arguments(settings: EngineSection, rows_per_block: int, share: float) -> di
         max_tasks_in_flight_per_actor=calls + 1 if least == most else GROWING * calls,
     )
     bounded = {"compute": compute, "max_task_retries": settings.max_retries}
-    if _has_gpu(settings):
-        return bounded | {"num_gpus": settings.gpus_per_replica}
-    return bounded | {"num_cpus": math.floor(settings.cpus_per_replica * share * 100) / 100}
+    need = replica_resources(settings)
+    if need.bundles and least != most:
+        raise ConfigError(
+            "engine.min_replicas below engine.replicas does not go with engine.pipeline_parallel: Ray keeps the GPUs of "
+            "a replica that the pool gave up; leave min_replicas out"
+        )
+    return bounded | need.map_batches_arguments(math.floor(settings.cpus_per_replica * share * 100) / 100)
 
 
 def _has_gpu(settings: EngineSection) -> bool:

@@ -62,7 +62,7 @@ class Script:
         async def generate(fake: FakeEngine, requests: Sequence[Request], spec: SamplingSpec) -> list[Completion]:
             if not fake.images:
                 return [script.judge(request.id, spec, sure) for request in requests]
-            script.specs |= {request.id: spec for request in requests}
+            script.specs |= {request.id: request.sampling or spec for request in requests}
             good = fake.task
             return [Completion(one.id, good if one.id in readable else [300, 301], "", "stop") for one in requests]
 

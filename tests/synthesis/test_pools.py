@@ -60,3 +60,10 @@ def test_a_growing_pool_is_handed_enough_to_grow() -> None:
 
 def test_a_batch_that_kills_its_replica_is_not_tried_for_ever() -> None:
     assert _arguments(EngineSection(max_retries=2), 64, 1.0)["max_task_retries"] == 2
+
+
+def test_a_pool_of_placement_groups_does_not_grow() -> None:
+    settings = EngineSection(gpus_per_replica=4, pipeline_parallel=2, replicas=2, min_replicas=1)
+    with pytest.raises(ConfigError, match=r"engine\.pipeline_parallel"):
+        _arguments(settings, 64, 1.0)
+    assert "ray_remote_args_fn" in _arguments(settings.model_copy(update={"min_replicas": None}), 64, 1.0)

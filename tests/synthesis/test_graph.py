@@ -1,0 +1,103 @@
+"""Pools under a real Ray, on the fake engine: they grow, give up on a row that kills, and do not wait for ever."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adamllm_ray.config import EngineSection
+from adamllm_ray.data.run import RunFolder
+from adamllm_ray.errors import ReplicasLost
+from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec
+from adamllm_ray.synthesis.pipeline import synthesize
+from adamllm_ray.synthesis.watch import committed_rows
+from tests.synthesis.fakes import FakeEngine, FakeMaker, config_for, png, write_ingest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ENGINE = {"max_model_len": 256, "max_num_seqs": 4, "kv_cache_gib": 0.1, "cpus_per_replica": 0.5}
+
+
+@dataclass(frozen=True)
+class Trouble(FakeMaker):
+    """Engines that die with one row, or never come up."""
+
+    kills: str = ""
+    hangs: bool = False
+
+    def __call__(self, model: str, settings: EngineSection, images: bool) -> FakeEngine:
+        if self.hangs and images:
+            time.sleep(3600)
+        return Dying(self, model, images)
+
+
+class Dying(FakeEngine):
+    async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
+        completions = await super().generate(requests, sampling)
+        maker: Any = self.maker
+        if maker.kills in [request.id for request in requests]:
+            os._exit(1)
+        return completions
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_local() -> Iterator[None]:
+    import ray
+
+    from adamllm_ray.ray_runtime import prepare_environment
+
+    prepare_environment()
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=6,
+        include_dashboard=False,
+        object_store_memory=200 << 20,
+        logging_level="warning",
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    found = RunFolder(str(tmp_path / "run"))
+    write_ingest(found, [{"image": png(number), "caption": f"circle {number}"} for number in range(120)])
+    return found
+
+
+def test_a_pool_grows_while_work_waits(run: RunFolder, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path) -> None:
+    engine = ENGINE | {"replicas": 3, "min_replicas": 1}
+    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=engine, rows_per_block=2, batch_size=2)
+    maker = FakeMaker(str(tmp_path / "log"), seconds_per_row=0.25)
+    assert synthesize(config, run, engine_maker=maker).kept == 120
+    assert len(list((tmp_path / "log").glob("synthesizer-*"))) > 1
+
+
+def test_a_row_that_kills_its_engine_each_time_stops_the_job(
+    run: RunFolder, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path
+) -> None:
+    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE | {"max_retries": 1})
+    stage, row = run.stage("synthesize"), run.stage("ingest").row_ids()[60]
+    with pytest.raises(ReplicasLost, match=r"engine\.max_retries"):
+        synthesize(config, run, engine_maker=Trouble(str(tmp_path / "log"), kills=row))
+    assert stage.manifest() is None
+    assert committed_rows(stage) < 120
+    assert len(list((tmp_path / "log").glob("synthesizer-*"))) <= 3
+
+
+def test_replicas_that_never_come_up_stop_the_job(
+    run: RunFolder, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path
+) -> None:
+    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE, stall_minutes=0.25)
+    with pytest.raises(ReplicasLost, match=r"synthesis\.stall_minutes"):
+        synthesize(config, run, engine_maker=Trouble(str(tmp_path / "log"), hangs=True))
