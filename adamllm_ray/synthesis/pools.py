@@ -98,8 +98,8 @@ def _arguments(settings: EngineSection, rows_per_block: int, share: float) -> di
     need = replica_resources(settings)
     if need.bundles and least != most:
         raise ConfigError(
-            "engine.min_replicas below engine.replicas does not go with engine.pipeline_parallel: Ray keeps the GPUs of "
-            "a replica that the pool gave up; leave min_replicas out"
+            "engine.min_replicas below engine.replicas does not go with engine.pipeline_parallel: Ray keeps the GPUs "
+            "of a replica that the pool gave up; leave min_replicas out"
         )
     return bounded | need.map_batches_arguments(math.floor(settings.cpus_per_replica * share * 100) / 100)
 
