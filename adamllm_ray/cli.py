@@ -315,7 +315,7 @@ def main() -> None:
 def _folder(config: RunConfig) -> RunFolder:
     from adamllm_ray.data.run import RunFolder
 
-    return RunFolder(config.run.output)
+    return RunFolder.of(config.run)
 
 
 @contextmanager

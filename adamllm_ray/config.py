@@ -49,6 +49,9 @@ class RunSection(Section):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name shown in reports.")
     output: str = Field(description="Run folder: a local path or s3://bucket/prefix.")
+    s3: S3Section = S3Section()
+    s3_lock: bool = Field(default=True, description="Off for a store without conditional writes: no lock on S3 then.")
+    s3_lease_s: Positive = Field(default=60.0, description="A driver not heard of for so many seconds loses an S3 run.")
     seed: int = Field(default=0, ge=0, description="Every random draw is keyed on (seed, purpose, record id).")
 
 

@@ -3,7 +3,7 @@
 ::
 
     run folder                  local path or s3://bucket/prefix
-    ├── .lock                   held by the driver that works here (local disk only)
+    ├── .lock                   held by the driver that works here
     └── <stage>/
         ├── fingerprint.json    what the stage was started with; another one is refused
         ├── data/*.parquet      the stage's rows
@@ -19,22 +19,19 @@ A stage runs like this::
     ... write stage.data ...
     return stage.finish(rows_in=n, verdicts=counts, seconds=seconds)
 
-On S3 there is no lock: two drivers on one S3 run folder are not noticed (their fingerprints still are).
+One driver at a time works in a run folder: see ``locks``.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
-import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -44,9 +41,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from adamllm_ray.data import storage
+from adamllm_ray.config import RunSection, S3Section
+from adamllm_ray.data import locks, storage
 from adamllm_ray.data.verdicts import count_outcomes
-from adamllm_ray.errors import FingerprintMismatch, RowAccountingError, RunLocked, StorageError
+from adamllm_ray.errors import FingerprintMismatch, RowAccountingError, StorageError
 
 FINGERPRINT, MANIFEST = "fingerprint.json", "manifest.json"
 ROWS = ("data", "redriven")  # the folders whose Parquet files are the stage's rows
@@ -257,7 +255,9 @@ class StageFolder:
         number = 1
         while self.fs.get_file_info(f"{self.path}.old-{number}").type != pafs.FileType.NotFound:
             number += 1
-        aside = storage.Location(self.fs, f"{self.path}.old-{number}", f"{self.uri}.old-{number}", self.place.local)
+        aside = storage.Location(
+            self.fs, f"{self.path}.old-{number}", f"{self.uri}.old-{number}", self.place.local, self.place.s3
+        )
         storage.move_folder(self.place, aside)
 
     def _heal_ledger(self) -> None:
@@ -278,12 +278,20 @@ class RunFolder:
     Raises ConfigError for a path that cannot be one, StorageError when the object store cannot be reached.
     """
 
-    def __init__(self, output: str) -> None:
-        self.place = storage.resolve(output)
+    def __init__(
+        self, output: str, s3: S3Section | None = None, *, lease_s: float = 60.0, s3_lock: bool = True
+    ) -> None:
+        self.place = storage.resolve(output, s3)
+        self._lease_s, self._locks = lease_s, s3_lock or self.place.local
         self.uri: str = self.place.uri
         self.fs: pafs.FileSystem = self.place.fs
         self.root: str = self.place.path
         self.local: bool = self.place.local
+
+    @classmethod
+    def of(cls, section: RunSection) -> RunFolder:
+        """The folder that a configuration names."""
+        return cls(section.output, section.s3, lease_s=section.s3_lease_s, s3_lock=section.s3_lock)
 
     def stage(self, name: str) -> StageFolder:
         """The folder of one stage."""
@@ -302,26 +310,12 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder for the length of the block. The kernel frees it when the process dies.
+        """Hold the run folder for the length of the block; see ``locks``.
 
         Raises:
             RunLocked: another process holds it; says which one.
         """
-        if not self.local:
-            yield
-            return
-        with storage.storage_errors("lock the run folder", self.uri):
-            storage.make_folder(self.place)
-            handle = (Path(self.root) / ".lock").open("a+")  # closed on exec, so workers do not inherit the lock
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                handle.seek(0)
-                raise RunLocked(f"{self.uri} is in use by {handle.read().strip() or 'another process'}") from None
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            handle.flush()
+        with locks.hold(self.place, self._lease_s) if self._locks else nullcontext():
             yield
 
 

@@ -4,7 +4,8 @@
     with storage_errors("write the manifest", location.uri):
         write_small(location, "manifest.json", data)
 
-``AWS_ENDPOINT_URL`` (MinIO, Ceph, a test server), ``AWS_REGION`` and the usual credential sources are honoured.
+``data.s3`` and ``run.s3`` name endpoint and region; AWS_ENDPOINT_URL, AWS_REGION and the usual credential sources are
+honoured without them.
 Small files appear whole or not at all: temporary file and rename on disk, a single upload on S3.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +25,11 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from adamllm_ray.config import S3Section
+from adamllm_ray.data import s3
 from adamllm_ray.errors import ConfigError, StorageError
 
-S3_ATTEMPTS = 10
-CONNECT_TIMEOUT_S = 10
-REQUEST_TIMEOUT_S = 60
 MAX_PATH_CHARS = 4096
+_BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _CHUNK = 1 << 20
 
 
@@ -40,14 +41,15 @@ class Location:
     path: str
     uri: str
     local: bool
+    s3: S3Section = S3Section()
 
     def child(self, name: str) -> Location:
         """The place ``name`` (which may hold slashes) below this one."""
-        return Location(self.fs, f"{self.path}/{name}", f"{self.uri}/{name}", self.local)
+        return Location(self.fs, f"{self.path}/{name}", f"{self.uri}/{name}", self.local, self.s3)
 
 
-def resolve(uri: str, s3: S3Section | None = None) -> Location:
-    """Filesystem and path of a local path, ``file://`` or ``s3://`` URI.
+def resolve(uri: str, s3_options: S3Section | None = None) -> Location:
+    """Filesystem and path of a local path, ``file://`` or ``s3://`` URI; ``s3_options`` say how to reach the latter.
 
     Raises:
         ConfigError: another scheme, an empty path, a NUL byte, an over-long path.
@@ -60,29 +62,17 @@ def resolve(uri: str, s3: S3Section | None = None) -> Location:
         path = rest.strip("/")
         if not path:
             raise ConfigError(f"{uri!r} names no bucket; give s3://bucket/prefix")
-        return Location(_s3(path.split("/")[0]), path, f"s3://{path}", False)
+        bucket, options = path.split("/")[0], s3_options or S3Section()
+        if not _BUCKET.fullmatch(bucket):  # "key:secret@bucket", say; it is not repeated here
+            raise ConfigError("an s3:// path must start with the name of a bucket; keys come from the environment")
+        with storage_errors("reach the object store", f"s3://{bucket}"):
+            return Location(s3.filesystem(bucket, options), path, f"s3://{path}", False, options)
     if separator and scheme != "file":
         raise ConfigError(
             f"{uri!r}: storage of kind '{scheme}' is not supported; give a local path or s3://bucket/prefix"
         )
     path = os.path.abspath(os.path.expanduser(rest if separator else uri))  # noqa: PTH100, PTH111 - keeps links as named
     return Location(pafs.LocalFileSystem(), path, path, True)
-
-
-def _s3(bucket: str) -> pafs.FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    with storage_errors("reach the object store", f"s3://{bucket}"):
-        if region is None:
-            region = "us-east-1" if endpoint else pafs.resolve_s3_region(bucket)
-        return pafs.S3FileSystem(
-            endpoint_override=endpoint,
-            scheme="http" if endpoint and endpoint.startswith("http://") else "https",
-            region=region,
-            connect_timeout=CONNECT_TIMEOUT_S,
-            request_timeout=REQUEST_TIMEOUT_S,
-            retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=S3_ATTEMPTS),
-        )
 
 
 @contextmanager
@@ -106,8 +96,9 @@ def _advice(error: OSError, action: str, where: str) -> str:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left to {action} at {where}: free space there (df -h shows how much is missing), {_RESUME}."
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to {action} at {where} ({reason}): make it writable, or choose another run.output."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) or (where.startswith("s3://") and s3.denied(error)):
+        remedy = "renew the credentials" if where.startswith("s3://") else "make it writable"
+        return f"no permission to {action} at {where} ({reason}): {remedy}, or choose another run.output; {_RESUME}."
     if error.errno in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG):
         return f"cannot {action} at {where} ({reason}): choose another run.output."
     return f"cannot {action} at {where} ({reason}): see that the storage can be reached, {_RESUME}."
@@ -148,9 +139,12 @@ def read_small(place: Location) -> bytes | None:
 
 def list_files(place: Location) -> list[tuple[str, int]]:
     """(path relative to ``place``, bytes) of every file below it, sorted; hidden temporary files are left out."""
-    selector = pafs.FileSelector(place.path, recursive=True, allow_not_found=True)
-    prefix = len(place.path) + 1
-    found = [(info.path[prefix:], info.size) for info in place.fs.get_file_info(selector) if info.is_file]
+    if place.local:
+        selector = pafs.FileSelector(place.path, recursive=True, allow_not_found=True)
+        prefix = len(place.path) + 1
+        found = [(info.path[prefix:], info.size) for info in place.fs.get_file_info(selector) if info.is_file]
+    else:
+        found = list(s3.list_objects(place.path, place.s3))
     return sorted((path, size) for path, size in found if not path.rpartition("/")[2].startswith("."))
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adamllm_ray.config import EngineSection, EvaluationSection, ImageLimits, RunConfig
+from adamllm_ray.config import EngineSection, EvaluationSection, ImageLimits, RunConfig, S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.verdicts import Verdict
@@ -97,7 +97,7 @@ def _branch(questions: Sequence[str], contestant: Contestant, pool: Row, config:
 
     return ray.data.from_arrow([pa.table({"file": [file]}) for file in questions]).map_batches(
         Answerer,
-        fn_constructor_args=(contestant, config.evaluation, config.data.images, config.run.seed),
+        fn_constructor_args=(contestant, config.evaluation, config.data.images, config.run.seed, config.run.s3),
         batch_size=1,
         batch_format="pyarrow",
         **pool,
@@ -117,16 +117,18 @@ def _batches(graph: ray.data.Dataset) -> Iterator[pa.Table]:
 class Answerer:
     """One vLLM replica of one contestant, as Ray Data's batch function."""
 
-    def __init__(self, contestant: Contestant, section: EvaluationSection, limits: ImageLimits, seed: int) -> None:
+    def __init__(
+        self, contestant: Contestant, section: EvaluationSection, limits: ImageLimits, seed: int, s3: S3Section
+    ) -> None:
         folder = resolve_model(contestant.folder)  # here, because each node has its own disk
-        self._name, self._limits = contestant.name, limits
+        self._name, self._limits, self._s3 = contestant.name, limits, s3
         self._chat = load_chat(folder)
         self._engine = Engine(folder, section.engine, images=True, seed=seed)
         self._sampling = SamplingSpec(section.max_new_tokens, stop_token_ids=tuple(self._chat.stop_ids))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Files of QUESTION_SCHEMA in, rows of ANSWER_SCHEMA out."""
-        rows = await asyncio.to_thread(_read_rows, batch.column("file").to_pylist())
+        rows = await asyncio.to_thread(_read_rows, batch.column("file").to_pylist(), self._s3)
         answers = {row["id"]: self._blank(row) for row in rows}
         requests = await asyncio.to_thread(self._requests, rows, answers)  # decoding frees the GIL
         for completion in await self._engine.generate(requests, self._sampling) if requests else []:
@@ -160,9 +162,9 @@ class Answerer:
         return {"prediction": text, "finish_reason": completion.finish_reason}
 
 
-def _read_rows(files: Sequence[str]) -> list[Row]:
+def _read_rows(files: Sequence[str], s3: S3Section) -> list[Row]:
     rows: list[Row] = []
     for file in files:
-        place = storage.resolve(file)
+        place = storage.resolve(file, s3)
         rows += pq.read_table(place.path, filesystem=place.fs, schema=QUESTION_SCHEMA).to_pylist()
     return rows

@@ -86,7 +86,7 @@ class Worker:
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         parts = prepare_parts(model, section)
-        stage = RunFolder(output).stage("train")
+        stage = RunFolder(output, config.run.s3).stage("train")
         catalog = read_catalog(stage)
         mixture = Mixture(catalog.items(), config.mixture, seed)
         collator = Collator(processor, section.max_length, limits=config.data.images, always_image=True)

@@ -8,8 +8,8 @@ import stat
 from pyarrow import fs as pafs
 
 from adamllm_ray.config import S3Section
-from adamllm_ray.data import storage
-from adamllm_ray.data.sources.places import source_errors
+from adamllm_ray.data import s3, storage
+from adamllm_ray.data.sources.places import source_errors, unreachable
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, SourceError
 
@@ -17,8 +17,8 @@ from adamllm_ray.errors import ImageRefused, SourceError
 class ImageFolder:
     """The folder that image paths are relative to, on disk or S3. Nothing outside it is ever opened."""
 
-    def __init__(self, uri: str, max_bytes: int, s3: S3Section | None = None) -> None:
-        self._place = storage.resolve(uri, s3)
+    def __init__(self, uri: str, max_bytes: int, s3_options: S3Section | None = None) -> None:
+        self._place = storage.resolve(uri, s3_options)
         self._max_bytes = max_bytes
         with source_errors(self._place.uri):
             if self._place.fs.get_file_info(self._place.path).type != pafs.FileType.Directory:
@@ -30,6 +30,7 @@ class ImageFolder:
 
         Raises:
             ImageRefused: IMAGE_MISSING (no such regular file inside the folder) or IMAGE_TOO_MANY_BYTES.
+            StorageError: the object store does not answer, or refuses the credentials.
         """
         shown = name[:200]
         if not name or "\0" in name:
@@ -57,16 +58,18 @@ class ImageFolder:
             return file.read(self._max_bytes)
 
     def _read_remote(self, name: str, shown: str) -> bytes:
+        """One request. Only an object that is not there is a verdict: a store in trouble must stop the stage."""
         if name.startswith("/") or ".." in name.split("/"):
             raise ImageRefused(Verdict.IMAGE_MISSING, f"outside the image folder: {shown}")
-        place = self._place.child(name)
-        info = place.fs.get_file_info(place.path)
-        if info.type != pafs.FileType.File:
-            raise ImageRefused(Verdict.IMAGE_MISSING, f"no such object: {shown}")
-        self._refuse_large(info.size, shown)
-        with place.fs.open_input_stream(place.path) as stream:
-            data: bytes = stream.read(self._max_bytes)
-        return data
+        try:
+            return s3.fetch(f"{self._place.path}/{name}", self._place.s3, self._max_bytes)
+        except s3.TooManyBytes as large:
+            self._refuse_large(large.size, shown)
+            raise
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise unreachable(error, self._place.uri) from error
 
     def _refuse_large(self, size: int, shown: str) -> None:
         if size > self._max_bytes:

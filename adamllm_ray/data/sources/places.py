@@ -12,8 +12,8 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from adamllm_ray.config import DataSection
-from adamllm_ray.data import storage
-from adamllm_ray.errors import SourceError
+from adamllm_ray.data import s3, storage
+from adamllm_ray.errors import SourceError, StorageError
 
 END_BYTES = 64 << 10  # read from both ends of a file for its fingerprint
 
@@ -22,11 +22,23 @@ Part = tuple[storage.Location, str, int]  # place, name relative to data.path, b
 
 @contextmanager
 def source_errors(where: str) -> Iterator[None]:
-    """Turn I/O errors of reading the source into a SourceError."""
+    """I/O errors of reading the source become a SourceError, or a StorageError when an object store is in trouble."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
+        if where.startswith("s3://") and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise unreachable(error, where) from error
         raise SourceError(f"cannot read {where}: {error}") from error
+
+
+def unreachable(error: OSError, where: str) -> StorageError:
+    """What to tell when the object store refuses or does not answer: the same command can be run again."""
+    remedy = (
+        "renew the credentials (a store also answers so for an object that is not there, when they may not list)"
+        if s3.denied(error)
+        else "see that the storage can be reached"
+    )
+    return StorageError(f"cannot read {where}: {error.strerror or error}; {remedy}, then run the same command again")
 
 
 def existing(data: DataSection) -> storage.Location:

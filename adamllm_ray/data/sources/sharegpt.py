@@ -45,9 +45,10 @@ def fingerprint(data: DataSection) -> dict[str, Any]:
 
 def _file(data: DataSection) -> storage.Location:
     place = existing(data)
-    if place.fs.get_file_info(place.path).type == pafs.FileType.File:
-        return place
-    found = place.fs.get_file_info(pafs.FileSelector(place.path))
+    with source_errors(place.uri):
+        if place.fs.get_file_info(place.path).type == pafs.FileType.File:
+            return place
+        found = place.fs.get_file_info(pafs.FileSelector(place.path))
     names = sorted(info.base_name for info in found if info.is_file and info.extension in ("json", "jsonl", "ndjson"))
     if len(names) != 1:
         listed = ", ".join(names[:5]) or "none"

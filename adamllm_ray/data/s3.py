@@ -1,0 +1,163 @@
+"""S3 and everything that speaks its protocol: clients from configuration, listing, and whole objects under a limit.
+
+pyarrow's filesystem carries Parquet and Arrow; boto3 lists, reads whole objects (one request per image, where the
+filesystem needs three) and holds the lock. Both take endpoint, region and patience from ``S3Section`` or the
+environment, and credentials only from the usual AWS sources.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from functools import lru_cache
+from typing import Any
+
+from pyarrow import fs as pafs
+
+from adamllm_ray.config import S3Section
+
+CONNECT_TIMEOUT_S = 10
+POOL = 32  # connections kept per client
+LONGEST_PAUSE_S = 20.0
+_NO_OBJECT = frozenset({"NoSuchKey", "404", "NotFound", "KeyTooLongError", "InvalidObjectState"})  # the last: archived
+
+
+class TooManyBytes(Exception):
+    """An object is larger than the caller allows; nothing of it was read."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        super().__init__(f"{size} bytes")
+
+
+def endpoint_of(s3: S3Section) -> str | None:
+    """URL of the server, None for Amazon's own."""
+    return s3.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def filesystem(bucket: str, s3: S3Section) -> pafs.FileSystem:
+    """pyarrow's view of the store. Raises OSError when the bucket's region cannot be found out."""
+    endpoint = endpoint_of(s3)
+    region = _region(s3) or ("us-east-1" if endpoint else pafs.resolve_s3_region(bucket))
+    return pafs.S3FileSystem(
+        endpoint_override=endpoint,
+        scheme="http" if endpoint and endpoint.startswith("http://") else "https",
+        region=region,
+        anonymous=s3.anonymous,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        request_timeout=s3.request_timeout_s,
+        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=s3.attempts),
+    )
+
+
+def client(s3: S3Section) -> Any:
+    """A boto3 client; threads may share it. One per process and set of options."""
+    return _client(endpoint_of(s3), _region(s3), s3.anonymous, s3.request_timeout_s, s3.attempts, os.getpid())
+
+
+def _region(s3: S3Section) -> str | None:
+    return s3.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+
+
+@lru_cache(maxsize=8)
+def _client(endpoint: str | None, region: str | None, anonymous: bool, timeout: float, attempts: int, _: int) -> Any:
+    import boto3
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    options = Config(
+        connect_timeout=CONNECT_TIMEOUT_S,
+        read_timeout=timeout,
+        retries={"mode": "standard", "total_max_attempts": attempts},  # growing pauses with jitter
+        max_pool_connections=POOL,
+        signature_version=UNSIGNED if anonymous else None,
+        s3={"addressing_style": "path"} if endpoint else None,
+    )
+    session = boto3.session.Session()
+    return session.client("s3", endpoint_url=endpoint, region_name=region or "us-east-1", config=options)
+
+
+@contextmanager
+def os_errors(where: str) -> Iterator[None]:
+    """boto3's errors as OSError, so that one ``except`` serves disk and S3: FileNotFoundError, PermissionError, EIO."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except ClientError as error:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if code in _NO_OBJECT or code == "NoSuchBucket":
+            raise FileNotFoundError(errno.ENOENT, f"{code}: {where}") from error
+        if status in (401, 403):
+            raise PermissionError(errno.EACCES, f"the object store answers {code}: {where}") from error
+        raise OSError(errno.EIO, f"the object store answers {code or status}: {where}") from error
+    except BotoCoreError as error:  # no credentials, no connection, time out
+        raise OSError(errno.EIO, f"{error}") from error
+
+
+def denied(error: OSError) -> bool:
+    """True when a store refused the credentials, in boto3's words or pyarrow's."""
+    return isinstance(error, PermissionError) or any(
+        word in str(error) for word in ("ACCESS_DENIED", "HTTP status 403")
+    )
+
+
+def split(path: str) -> tuple[str, str]:
+    """(bucket, key) of ``bucket/key``."""
+    bucket, _, key = path.partition("/")
+    return bucket, key
+
+
+def list_objects(path: str, s3: S3Section) -> Iterator[tuple[str, int]]:
+    """(key below ``bucket/prefix``, bytes) of every object, page by page; the empty objects that mark folders left out.
+
+    Raises:
+        OSError: see ``os_errors``.
+    """
+    bucket, key = split(path)
+    prefix = f"{key}/" if key else ""
+    with os_errors(f"s3://{path}"):
+        for page in client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):
+                    yield entry["Key"][len(prefix) :], entry["Size"]
+
+
+def fetch(path: str, s3: S3Section, max_bytes: int) -> bytes:
+    """One whole object. A body that breaks off or stalls is asked for again; its length (and checksum) must be right.
+
+    Raises:
+        TooManyBytes: the object is larger; its body is not read.
+        OSError: see ``os_errors``.
+    """
+    bucket, key = split(path)
+    with os_errors(f"s3://{path}"):
+        for attempt in range(1, s3.attempts + 1):
+            reply = client(s3).get_object(Bucket=bucket, Key=key)  # its own retries end where the body starts
+            with closing(reply["Body"]) as body:  # entering the body itself would give the unchecked stream
+                if reply["ContentLength"] > max_bytes:
+                    raise TooManyBytes(reply["ContentLength"])
+                try:
+                    data: bytes = body.read()
+                    return data
+                except _broken_bodies():
+                    if attempt == s3.attempts:
+                        raise
+            time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, 2.0 ** (attempt - 1))))
+    raise AssertionError("the loop returns or raises")
+
+
+def _broken_bodies() -> tuple[type[Exception], ...]:
+    from botocore import exceptions
+
+    return (
+        exceptions.IncompleteReadError,
+        exceptions.ResponseStreamingError,
+        exceptions.ReadTimeoutError,
+        exceptions.FlexibleChecksumError,
+    )
