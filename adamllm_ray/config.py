@@ -101,7 +101,15 @@ class DataSection(Section):
     images: ImageLimits = ImageLimits()
     max_caption_chars: Count = 20_000
     limit: Count | None = Field(default=None, description="Read only this many pairs.")
-    rows_per_shard: Count = Field(default=1024, description="Upper bound; shards are also cut at 256 MiB.")
+    rows_per_shard: Count = Field(default=1024, description="Upper bound; shards are also cut at shard_bytes.")
+    shard_bytes: Count = Field(default=256 << 20, description="Size that shards are cut at: about equal but the last.")
+    near_duplicates: int | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="Mark images whose perceptual hash differs from an earlier one's in at most so many of 64 bits, "
+        "whatever their captions; 4 finds rescaled and recompressed copies. Off if absent.",
+    )
     max_failed_share: Share = Field(default=0.05, description="Stop when more than this share of the rows fails.")
 
 

@@ -89,12 +89,21 @@ def check(data: bytes, limits: ImageLimits) -> str | None:
     Raises:
         ImageRefused: as ``decode``.
     """
-    decode(data, limits)
+    return examine(data, limits)[0]
+
+
+def examine(data: bytes, limits: ImageLimits) -> tuple[str | None, Image.Image]:
+    """What ``check`` returns, and the decoded image.
+
+    Raises:
+        ImageRefused: as ``decode``.
+    """
+    pixels = decode(data, limits)
     try:
         frames = getattr(_open(data, limits), "n_frames", 1)
     except Exception:  # damage behind the first frame, which is the only one we use
-        return "first of several frames"
-    return f"first of {frames} frames" if frames > 1 else None
+        return "first of several frames", pixels
+    return f"first of {frames} frames" if frames > 1 else None, pixels
 
 
 def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:

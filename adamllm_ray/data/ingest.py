@@ -22,27 +22,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from adamllm_ray import progress
 from adamllm_ray.config import DataSection, RunConfig
-from adamllm_ray.data import images, jsonfile, record, sources, storage
-from adamllm_ray.data.record import RECORD_SCHEMA, content_key, record_id
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
+from adamllm_ray.data import images, sources
+from adamllm_ray.data.duplicates import Duplicates, perceptual_hash
+from adamllm_ray.data.run import Manifest, RunFolder, code_version
+from adamllm_ray.data.shards import ShardWriter
 from adamllm_ray.data.sources import RawPair
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, RowAccountingError, SourceError, TooManyFailures
 
 STAGE = "ingest"
-SHARD_BYTES = 256 << 20
-ROW_GROUP_BYTES = 32 << 20  # what a reader holds at a time
 THREADS = min(4, os.cpu_count() or 1)  # each may hold one decoded image of data.images.max_pixels
 WINDOW = 4 * THREADS  # pairs in flight
 EARLY_ROWS, HOPELESS_SHARE = 1000, 0.5  # stop in the middle only when it is beyond doubt
+CODE = [f"adamllm_ray.data.{name}" for name in ("duplicates", "images", "jsonfile", "record")]  # what decides the rows
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 Row = dict[str, Any]
+Examined = tuple[Row, int | None]  # a row without its id, and the perceptual hash of its image
 
 
 def ingest(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
@@ -64,14 +62,16 @@ def ingest(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Man
             return finished
     stage.clear()
     tally = _Tally(config.data.max_failed_share, stage.uri)
-    writer = _ShardWriter(stage, config.data.rows_per_shard)
+    writer = ShardWriter(stage, config.data.rows_per_shard, config.data.shard_bytes)
+    duplicates = Duplicates(config.data.near_duplicates)
     ignored: Counter[str] = Counter()
     with progress.task(STAGE, config.data.limit) as bar:
-        for row in _identified(_examined(config.data, ignored)):
+        for row, perceptual in _examined(config.data, ignored):
+            duplicates.mark(row, perceptual)
             tally.add(row)
             writer.add(row)
             bar.update(tally.rows, f"{tally.failed} failed" if tally.failed else "")
-    writer.flush()
+    writer.close()
     tally.conclude(config.data.path or config.data.format)
     if len(stage.row_ids()) != tally.rows:
         raise RowAccountingError(f"{stage.data} holds {len(stage.row_ids())} rows, {tally.rows} were read")
@@ -91,13 +91,13 @@ def fingerprint(data: DataSection) -> dict[str, Any]:
     return {
         "source": sources.source_fingerprint(data),
         "data": data.model_dump(mode="json", exclude={"max_failed_share", "s3"}),
-        "code": code_version(__name__, images.__name__, jsonfile.__name__, record.__name__, *sources.CODE),
+        "code": code_version(__name__, *CODE, *sources.CODE),
     }
 
 
-def _examined(data: DataSection, ignored: Counter[str]) -> Iterator[Row]:
+def _examined(data: DataSection, ignored: Counter[str]) -> Iterator[Examined]:
     """Rows without ids, in the source's order, a window of them checked at the same time."""
-    waiting: deque[Future[Row]] = deque()
+    waiting: deque[Future[Examined]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="ingest") as pool:
         for pair in sources.read_pairs(data, ignored):
             waiting.append(pool.submit(_examine, pair, data))
@@ -107,13 +107,13 @@ def _examined(data: DataSection, ignored: Counter[str]) -> Iterator[Row]:
             yield waiting.popleft().result()
 
 
-def _examine(pair: RawPair, data: DataSection) -> Row:
+def _examine(pair: RawPair, data: DataSection) -> Examined:
     """Load and test the image, clean and test the caption. Verdicts for what is wrong, nothing raised for it."""
-    image, verdict, detail = _image(pair, data)
+    image, verdict, detail, perceptual = _image(pair, data)
     caption = _clean(pair.caption)
     if verdict is Verdict.OK:
         verdict, detail = _caption_verdict(caption, data.max_caption_chars, detail)
-    return {
+    row = {
         "source": _clean(pair.source),
         "key": _clean(pair.key),
         "image": image,
@@ -123,20 +123,22 @@ def _examine(pair: RawPair, data: DataSection) -> Row:
         "verdict": verdict.value,
         "verdict_detail": None if detail is None else _clean(detail),
     }
+    return row, perceptual
 
 
-def _image(pair: RawPair, data: DataSection) -> tuple[bytes | None, Verdict, str | None]:
-    """(encoded bytes, verdict, detail). Bytes of a refused image are kept, so that it can be looked at."""
+def _image(pair: RawPair, data: DataSection) -> tuple[bytes | None, Verdict, str | None, int | None]:
+    """(encoded bytes, verdict, detail, perceptual hash if wanted). Bytes of a refused image stay, to be looked at."""
     if pair.load is None:
-        return None, pair.verdict or Verdict.IMAGE_MISSING, pair.detail
+        return None, pair.verdict or Verdict.IMAGE_MISSING, pair.detail, None
     image: bytes | None = None
     try:
         image = pair.load()
-        remark = images.check(image, data.images)
+        remark, pixels = images.examine(image, data.images)
+        perceptual = None if data.near_duplicates is None else perceptual_hash(pixels)
     except ImageRefused as refused:
         too_large = refused.verdict is Verdict.IMAGE_TOO_MANY_BYTES
-        return None if too_large else image, refused.verdict, refused.detail
-    return image, Verdict.OK, "; ".join(filter(None, (pair.detail, remark))) or None
+        return None if too_large else image, refused.verdict, refused.detail, None
+    return image, Verdict.OK, "; ".join(filter(None, (pair.detail, remark))) or None, perceptual
 
 
 def _caption_verdict(caption: str, max_chars: int, detail: str | None) -> tuple[Verdict, str | None]:
@@ -149,32 +151,6 @@ def _caption_verdict(caption: str, max_chars: int, detail: str | None) -> tuple[
 def _clean(text: str) -> str:
     """Text that Parquet can hold: NUL removed, lone surrogates replaced by U+FFFD; all else byte for byte."""
     return _SURROGATES.sub("\ufffd", text.replace("\0", ""))
-
-
-def _identified(rows: Iterator[Row]) -> Iterator[Row]:
-    """Give each row its id and mark exact duplicates. Holds two 16-byte digests per row in memory."""
-    first: dict[bytes, bytes] = {}
-    taken: set[bytes] = set()
-    for row in rows:
-        row["id"] = name = _unique_id(row, taken)
-        if row["verdict"] == Verdict.OK:
-            content = bytes.fromhex(content_key(row["image"], row["caption"]))
-            original = first.setdefault(content, bytes.fromhex(name)).hex()
-            if original != name:
-                row["verdict"], row["verdict_detail"] = Verdict.DUPLICATE.value, f"same image and caption as {original}"
-        yield row
-
-
-def _unique_id(row: Row, taken: set[bytes]) -> str:
-    """Id of a row. A source whose keys repeat gets numbered keys, because Ray's ledger needs unique ids."""
-    key, number = row["key"], 1
-    while True:
-        name = record_id(row["image"], row["caption"], f"{row['source']}\x1f{row['key']}")
-        if (digest := bytes.fromhex(name)) not in taken:
-            taken.add(digest)
-            return name
-        number += 1
-        row["key"] = f"{key}#{number}"
 
 
 @dataclass
@@ -221,41 +197,3 @@ class _Tally:
             "Mend the source, or set data.max_failed_share higher, and run the same command again (with --force-new "
             "if the data file itself changed)."
         )
-
-
-class _ShardWriter:
-    """Collects rows and writes them as Parquet files of at most ``max_rows`` rows and SHARD_BYTES."""
-
-    def __init__(self, stage: StageFolder, max_rows: int) -> None:
-        self._stage, self._max_rows = stage, max_rows
-        self._rows: list[Row] = []
-        self._bytes = 0
-        self.shards = 0
-
-    def add(self, row: Row) -> None:
-        size = len(row["image"] or b"") + 4 * len(row["caption"]) + len(row["meta"] or "")
-        if self._rows and (len(self._rows) >= self._max_rows or self._bytes + size > SHARD_BYTES):
-            self.flush()
-        self._rows.append(row)
-        self._bytes += size
-
-    def flush(self) -> None:
-        """Write what has been collected."""
-        if not self._rows:
-            return
-        path = f"{self._stage.data}/part-{self.shards:05d}.parquet"
-        table = pa.Table.from_pylist(self._rows, schema=RECORD_SCHEMA)
-        per_group = max(1, len(self._rows) * ROW_GROUP_BYTES // max(self._bytes, 1))
-        with storage.storage_errors("write records", self._stage.uri):
-            pq.write_table(
-                table,
-                path,
-                filesystem=self._stage.fs,
-                row_group_size=per_group,
-                compression={name: "none" if name == "image" else "zstd" for name in RECORD_SCHEMA.names},
-                use_dictionary=["source", "verdict", "caption_instruction"],
-                write_statistics=["id"],
-                write_page_checksum=True,
-            )
-        self.shards += 1
-        self._rows, self._bytes = [], 0

@@ -23,6 +23,7 @@ class Verdict(StrEnum):
     # ingest: the pair
     OK = "ok"
     DUPLICATE = "duplicate"  # same bytes and caption as an earlier row; marked, and not synthesized again
+    NEAR_DUPLICATE = "near_duplicate"  # the image nearly is that of an earlier row (data.near_duplicates); as above
     ROW_UNREADABLE = "row_unreadable"  # malformed JSON line, record without the expected fields
     IMAGE_MISSING = "image_missing"
     IMAGE_EMPTY = "image_empty"
@@ -63,6 +64,7 @@ _KEPT = frozenset({Verdict.OK, Verdict.KEPT})
 _REJECTED = frozenset(
     {
         Verdict.DUPLICATE,
+        Verdict.NEAR_DUPLICATE,
         Verdict.RESPONSE_EMPTY,
         Verdict.RESPONSE_TRUNCATED,
         Verdict.RESPONSE_UNPARSABLE,

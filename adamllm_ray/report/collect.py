@@ -18,6 +18,7 @@ JUDGED = (Verdict.KEPT, Verdict.JUDGED_INCONSISTENT, Verdict.JUDGED_OPEN)
 VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.OK: "usable",
     Verdict.DUPLICATE: "same content as an earlier row; marked, not used again",
+    Verdict.NEAR_DUPLICATE: "nearly the image of an earlier row; marked, not used again",
     Verdict.ROW_UNREADABLE: "malformed row",
     Verdict.IMAGE_MISSING: "no image where the row says",
     Verdict.IMAGE_EMPTY: "image of zero bytes",

@@ -165,8 +165,9 @@ def test_shards_are_cut_by_rows_and_bytes(tmp_path: Path, monkeypatch: pytest.Mo
     manifest, rows = run_ingest(settings)
     assert [Path(entry["path"]).name for entry in manifest.files] == [f"part-{n:05d}.parquet" for n in range(3)]
     assert [row["caption"] for row in rows] == [f"caption {n}" for n in range(25)]
-    monkeypatch.setattr(ingest_module, "SHARD_BYTES", 3 * len(rows[0]["image"]))
-    again, same = run_ingest(settings, force_new=True)
+    again, same = run_ingest(
+        config(tmp_path, tmp_path / "source", shard_bytes=4 * len(rows[0]["image"])), force_new=True
+    )
     assert again.extra["shards"] > 8
     assert same == rows
     assert again.extra["content"] == manifest.extra["content"]
@@ -211,7 +212,7 @@ def test_a_bug_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(ingest_module.images, "check", broken)
+    monkeypatch.setattr(ingest_module.images, "examine", broken)
     with pytest.raises(ZeroDivisionError):
         run_ingest(config(tmp_path, numbered(tmp_path, 3)))
     assert RunFolder(str(tmp_path / "run")).stage("ingest").manifest() is None
@@ -300,17 +301,16 @@ def test_no_space_for_the_first_byte(tmp_path: Path, tiny_disk: Path) -> None:
 
 def test_no_space_while_writing_without_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(tmp_path, numbered(tmp_path, 30), rows_per_shard=10)
-    real, calls = ingest_module.pq.write_table, []
+    real, calls = pq.ParquetWriter.write_table, []
 
-    def full(table: pa.Table, path: str, **options: Any) -> None:
-        calls.append(path)
+    def full(self: pq.ParquetWriter, table: pa.Table) -> None:
+        calls.append(table)
+        real(self, table)
         if len(calls) == 2:
-            Path(path).write_bytes(b"PAR1 half a file")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(table, path, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module.pq, "write_table", full)
+        patch.setattr(pq.ParquetWriter, "write_table", full)
         with pytest.raises(StorageError, match="no space left"):
             run_ingest(settings)
     assert RunFolder(settings.run.output).stage("ingest").manifest() is None
