@@ -10,9 +10,12 @@ import importlib
 import logging
 import os
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from adamllm_ray.errors import AdamLLMError, ConfigError, ModelError
 
@@ -53,6 +56,7 @@ def ray_session() -> Iterator[None]:
     env = {key: os.environ[key] for key in passed_on if key in os.environ}
     address = os.environ.get("RAY_ADDRESS")
     _quieten()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
         ray.init(address=address, runtime_env={"env_vars": env})
     else:
@@ -66,10 +70,17 @@ def ray_session() -> Iterator[None]:
             log_to_driver=bool(os.environ.get("ADAMLLM_WORKER_LOGS")),
             runtime_env={"env_vars": env},
         )
+    _put_back(on_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _put_back(on_sigterm: Any) -> None:
+    """Ray's own handler kills its processes and ends the driver with exit code 1; ours stops in order, with 130."""
+    if threading.current_thread() is threading.main_thread() and on_sigterm is not None:
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _quieten() -> None:
@@ -82,13 +93,26 @@ def _quieten() -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
+def _links(error: BaseException) -> Iterator[BaseException]:
+    """The exception and those that it wraps, outermost first."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = getattr(link, "cause", None) or link.__cause__ or link.__context__
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The operating system's error that a Ray task died of. Ray's wrapper is an OSError too, but without the number."""
+    return next((link for link in _links(error) if isinstance(link, OSError) and link.errno is not None), None)
+
+
 def own_error(error: BaseException) -> AdamLLMError | None:
     """The exception of ours that Ray wrapped, if there is one. Of an actor that did not start, Ray keeps only text."""
-    link: BaseException | None = error
-    while link is not None:
+    for link in _links(error):
         if isinstance(link, AdamLLMError):
             return link
-        link = getattr(link, "cause", None) or link.__cause__ or link.__context__
     named = re.search(r"adamllm_ray\.errors\.(ModelError|ConfigError): (.+)", str(error))
     if named is None:
         return None
