@@ -19,9 +19,9 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.record import RECORD_SCHEMA
 from adamllm_ray.data.run import StageFolder
 from adamllm_ray.errors import AdamLLMError, ReplicasLost
-from adamllm_ray.ray_runtime import own_error
+from adamllm_ray.ray_runtime import disk_error, own_error
 from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer
-from adamllm_ray.synthesis.pools import IO_CPUS, fit_pools, write_tasks
+from adamllm_ray.synthesis.pools import IO_CPUS, concurrent_calls, fit_pools, write_tasks
 
 if TYPE_CHECKING:
     import ray.data
@@ -34,7 +34,9 @@ def run_graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engin
         ReplicasLost: a batch killed its replica too often, or nothing moved for ``synthesis.stall_minutes``.
         AdamLLMError: whatever of ours a row function raised, as itself and not wrapped by Ray.
     """
-    with _resumable(stage, config.synthesis.stall_minutes):
+    from adamllm_ray.synthesis.backpressure import bounded_waiting  # imports ray.data
+
+    with _resumable(stage, config.synthesis.stall_minutes), bounded_waiting(_limits(config)):
         dataset = _graph(config, files, stage, engine_maker)
         try:
             dataset.write_parquet(
@@ -44,8 +46,8 @@ def run_graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engin
             ours = own_error(error) or _lost(error, config)
             if ours is not None:
                 raise ours from None
-            with storage.storage_errors("write the tasks", stage.uri):  # a full disk comes through Ray as an OSError
-                raise
+            with storage.storage_errors("write the tasks", stage.uri):
+                raise disk_error(error) or error from None
 
 
 def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_maker: EngineMaker) -> ray.data.Dataset:
@@ -86,6 +88,13 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
         udf_modifying_row_count=False,
         **compare,
     )
+
+
+def _limits(config: RunConfig) -> dict[str, int]:
+    """Blocks of each pool that are in work or wait for the next step: as many may wait as are in work."""
+    pools = {"Synthesizer": config.synthesis.engine, "Judge": config.judge.engine}
+    calls = {name: concurrent_calls(pool, config.synthesis.rows_per_block) for name, pool in pools.items()}
+    return {name: pool.replicas * (2 * calls[name] + 1) for name, pool in pools.items()}
 
 
 @contextmanager
