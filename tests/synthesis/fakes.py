@@ -1,16 +1,22 @@
 """A stand-in for vLLM in the *fault* tests, where what counts is which rows come out, not what a model says.
 
-It writes a fixed, well-formed task for every image, sleeps a set time per row so that a kill can be aimed, and logs
-every row it is asked for. It proves nothing about generation; tests/synthesis/test_pipeline.py does that with vLLM.
+It writes a well-formed task for every image (which one depends on the row's id, so that a misplaced answer shows),
+sleeps a set time per row so that a kill can be aimed, logs every row it is asked for, and can die in the ways a real
+engine dies. It proves nothing about generation; tests/synthesis/test_pipeline.py does that with vLLM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,19 +26,22 @@ from adamllm_ray.data.record import RECORD_SCHEMA, record_id
 from adamllm_ray.data.run import Manifest, RunFolder
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
-from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
+from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec
 
 
 @dataclass(frozen=True)
 class FakeMaker:
-    """Engine maker: give it to ``synthesize(engine_maker=...)``. Each actor appends its rows to ``log/<pid>``."""
+    """Engine maker: give it to ``synthesize(engine_maker=...)``. Each synthesizer logs its rows to ``log/<pid>``."""
 
     log: str
     seconds_per_row: float = 0.0
+    judge_seconds_per_row: float = 0.0
     poison: str = ""  # the engine raises when it is asked for this id
-
     broken: str = ""  # the engine does not start, with this ModelError
+    deadly: str = ""  # the whole process dies when the synthesizer is asked for this id, in every life
+    dies_after: int = 0  # the whole process dies after this many rows, in every life
+    child: bool = False  # a child process stands for the engine core; when it dies, the process ends itself
 
     def __call__(self, model: str, settings: EngineSection, images: bool) -> FakeEngine:
         if self.broken:
@@ -46,29 +55,68 @@ class FakeEngine:
     def __init__(self, maker: FakeMaker, model: str, images: bool) -> None:
         from adamllm_ray.synthesis.actors import load_chat
 
-        self.maker, self.images = maker, images
-        Path(maker.log).mkdir(exist_ok=True, parents=True)
-        self.task = task_response(load_chat(model)) if images else []
+        self.maker, self.images, self.done = maker, images, 0
+        self.role = "synthesizer" if images else "judge"
+        self.log = Path(maker.log)
+        self.log.mkdir(exist_ok=True, parents=True)
+        (self.log / f"{self.role}-{os.getpid()}").touch()
+        self.chat = load_chat(model) if images else None
+        if maker.child:
+            self._start_child()
 
     async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
-        if self.maker.poison in [request.id for request in requests]:
+        ids = [request.id for request in requests]
+        if self.maker.poison in ids:
             raise RuntimeError("poisoned")
         if self.images:
-            with (Path(self.maker.log) / f"synthesizer-{os.getpid()}").open("a") as log:
-                log.writelines(f"{request.id}\n" for request in requests)
-        await asyncio.sleep(self.maker.seconds_per_row * len(requests))
+            with (self.log / f"{self.role}-{os.getpid()}").open("a") as log:
+                log.writelines(f"{name} {time.time():.3f}\n" for name in ids)
+        pace = self.maker.seconds_per_row if self.images else self.maker.judge_seconds_per_row
+        await asyncio.sleep(pace * len(requests))
+        self.done += len(requests)
+        if self.images and (self.maker.deadly in ids or 0 < self.maker.dies_after <= self.done):
+            os._exit(1)
         return [self._answer(request, sampling) for request in requests]
 
     def _answer(self, request: Request, sampling: SamplingSpec) -> Completion:
-        if self.images:
-            return Completion(request.id, list(self.task), "fake", "stop")
+        if self.chat is not None:
+            task = task_response(self.chat, crc32(request.id.encode()) % 50)
+            return Completion(request.id, list(task), "fake", "stop")
         yes, *others = sampling.allowed_token_ids or ()
         return Completion(request.id, [yes], " Yes", "length", {yes: -0.1, **dict.fromkeys(others, -3.0)})
+
+    def _start_child(self) -> None:
+        """`cat` ends with its parent, as vLLM's core does; and this process ends with it, as ours does."""
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        (self.log / f"child-{child.pid}").touch()
+
+        def watch() -> None:
+            child.wait()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def asked_at(log: str, without: Sequence[int] = ()) -> list[tuple[str, float]]:
+    """(id, Unix time) of every row that fake synthesizers were asked for, in all their lives, in order of time.
+
+    ``without``: process ids that do not count.
+    """
+    files = [file for file in Path(log).glob("synthesizer-*") if int(file.name.rpartition("-")[2]) not in without]
+    lines = [line.split() for file in files for line in file.read_text().splitlines()]
+    return sorted(((name, float(at)) for name, at in lines), key=lambda item: item[1])
 
 
 def asked_rows(log: str) -> list[str]:
     """Every id that a fake synthesizer was asked for, in all its lives."""
-    return [line for file in sorted(Path(log).glob("synthesizer-*")) for line in file.read_text().split()]
+    return [name for name, _ in asked_at(log)]
+
+
+def processes(log: str, role: str) -> list[int]:
+    """Process ids of the living ``synthesizer``, ``judge`` or ``child`` processes, oldest first."""
+    files = sorted(Path(log).glob(f"{role}-*"), key=lambda file: file.stat().st_ctime)
+    found = [int(file.name.rpartition("-")[2]) for file in files]
+    return [pid for pid in found if Path(f"/proc/{pid}").exists()]
 
 
 def turns(chat: ChatFormat, *pairs: tuple[str, str]) -> list[int]:
@@ -80,13 +128,15 @@ def turns(chat: ChatFormat, *pairs: tuple[str, str]) -> list[int]:
     return [*ids, *chat.turn_end]
 
 
-def task_response(chat: ChatFormat) -> list[int]:
-    """A finished, well-formed response."""
+@cache
+def task_response(chat: ChatFormat, number: int | None = None) -> tuple[int, ...]:
+    """A finished, well-formed response; with ``number`` in its answers when there is one."""
+    precise = "a circle" if number is None else f"circle {number}"
     pairs = (
-        (hinted(HINT_PRECISE, "What is it?"), "a circle"),
-        (hinted(HINT_INFORMATIVE, "What is it?"), "It is a circle."),
+        (hinted(HINT_PRECISE, "What is it?"), precise),
+        (hinted(HINT_INFORMATIVE, "What is it?"), f"It is {precise}."),
     )
-    return [*turns(chat, *pairs), chat.eos_id]
+    return (*turns(chat, *pairs), chat.eos_id)
 
 
 def png(red: int, green: int = 0) -> bytes:
@@ -98,6 +148,11 @@ def png(red: int, green: int = 0) -> bytes:
     sink = io.BytesIO()
     Image.new("RGB", (60, 60), (red % 256, green % 256, 40)).save(sink, "PNG")
     return sink.getvalue()
+
+
+def circles(rows: int) -> list[dict[str, object]]:
+    """That many different pairs."""
+    return [{"image": png(number, number // 256), "caption": f"circle {number}"} for number in range(rows)]
 
 
 def write_ingest(run: RunFolder, rows: list[dict[str, object]]) -> Manifest:
@@ -122,14 +177,22 @@ def write_ingest(run: RunFolder, rows: list[dict[str, object]]) -> Manifest:
     return stage.finish(rows_in=len(records), verdicts=verdicts, seconds=0.0)
 
 
-def config_for(output: Path, vlm: Path, judge: Path, **synthesis: object) -> RunConfig:
-    """A run configuration with small engines and blocks."""
-    engine = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.1, "cpus_per_replica": 1.0}
+def config_for(
+    output: Path, vlm: Path, judge: Path, engine: dict[str, object] | None = None, **synthesis: object
+) -> RunConfig:
+    """A run configuration with small engines and blocks; ``engine`` changes both, ``replicas`` the synthesizer's."""
+    small = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.1, "cpus_per_replica": 1.0} | (engine or {})
     return parse_config(
         {
             "run": {"output": str(output)},
             "models": {"base": str(vlm), "synthesizer": str(vlm), "judge": str(judge)},
-            "synthesis": {"engine": engine, "max_new_tokens": 32, "rows_per_block": 10, "batch_size": 5, **synthesis},
-            "judge": {"engine": engine, "batch_size": 10, "few_shot": False},
+            "synthesis": {
+                "engine": small,
+                "max_new_tokens": 32,
+                "rows_per_block": 10,
+                "batch_size": 5,
+                **synthesis,
+            },
+            "judge": {"engine": small | {"replicas": 1}, "batch_size": 10, "few_shot": False},
         }
     )

@@ -1,0 +1,142 @@
+"""A synthesize stage in this process and somebody who kills things below it, for tests/synthesis/test_faults.py and
+benchmarks/recovery.py. Real raylets, real SIGKILL, fake engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.synthesis.pipeline import synthesize
+from adamllm_ray.synthesis.watch import committed_rows
+from tests.synthesis.fakes import FakeMaker, asked_at, circles, config_for, processes, write_ingest
+from tests.synthesis.lives import short_folder
+
+BLOCK = 5
+SMALL: dict[str, Any] = {
+    "rows_per_block": BLOCK,
+    "batch_size": BLOCK,
+    "engine": {"max_num_seqs": 5, "replicas": 2, "cpus_per_replica": 0.5},
+}
+IN_FLIGHT = 20  # rows at all synthesizers together: 2 replicas x 2 blocks
+IN_FLIGHT_EVERYWHERE = BLOCK * (10 + 5 + 2)  # and those that wait for the judge, are judged, wait and are written
+
+
+@contextmanager
+def worker_nodes(number: int = 3) -> Iterator[None]:
+    """A head without CPUs, where the driver is, and that many worker nodes of 2 CPUs; this process is connected."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from adamllm_ray.ray_runtime import prepare_environment
+
+    prepare_environment()
+    with short_folder() as folder, environment(RAY_TMPDIR=str(folder), RAY_health_check_period_ms="1000"):
+        memory = {"object_store_memory": 100 << 20}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
+        for _ in range(number):
+            cluster.add_node(num_cpus=2, **memory)
+        ray.init(address=cluster.address, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+@contextmanager
+def environment(**values: str) -> Iterator[None]:
+    """Environment variables for the length of the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@dataclass(frozen=True)
+class Death:
+    """What was killed when, and the synthesizer processes that were alive just before."""
+
+    at: float
+    before: list[int]
+
+
+class Job:
+    """One run folder with ``rows`` rows, its configuration and its fake engine."""
+
+    def __init__(self, folder: Path, vlm: Path, judge: Path, rows: int, *, max_retries: int = 5, **maker: Any) -> None:
+        self.folder = folder
+        self.run = RunFolder(str(folder / "run"))
+        write_ingest(self.run, circles(rows))
+        self.ids = self.run.stage("ingest").row_ids()
+        self.maker = FakeMaker(str(folder / "log"), **maker)
+        engine = SMALL["engine"] | {"max_retries": max_retries}
+        self.config = config_for(folder / "run", vlm, judge, **SMALL | {"engine": engine})
+        self.stage = self.run.stage("synthesize")
+        self.deaths: list[Death] = []
+        self.most_unfinished = 0  # rows that an engine was asked for and that were not committed, at any look
+        self._failure: list[BaseException] = []
+
+    def go(self, *kills: tuple[float, Callable[[], None]]) -> Manifest:
+        """Run the stage; each kill happens when its share of the rows is committed. Checks that every row is there."""
+        thread = threading.Thread(target=self._kill, args=(kills,), daemon=True)
+        thread.start()
+        manifest = synthesize(self.config, self.run, engine_maker=self.maker)
+        thread.join(timeout=10)
+        assert not thread.is_alive(), "the stage ended before everything was killed"
+        assert self._failure == []
+        assert sorted(self.stage.row_ids()) == sorted(self.ids)
+        assert manifest.verdicts == {"kept": len(self.ids)}
+        return manifest
+
+    def asked_twice(self) -> int:
+        """Rows that an engine was asked for more than once, counted once per time too many."""
+        asked = [name for name, _ in asked_at(self.maker.log)]
+        return len(asked) - len(set(asked))
+
+    def pids(self, role: str) -> list[int]:
+        """Living ``synthesizer``, ``judge`` or ``child`` processes, oldest first."""
+        return processes(self.maker.log, role)
+
+    def replaced_after(self, death: Death) -> float:
+        """Seconds from a kill to the first row at a replica that started after it."""
+        return min(at for _, at in asked_at(self.maker.log, without=death.before) if at > death.at) - death.at
+
+    def _kill(self, kills: tuple[tuple[float, Callable[[], None]], ...]) -> None:
+        try:
+            for share, kill in kills:
+                while (done := committed_rows(self.stage)) < share * len(self.ids):
+                    unfinished = len({name for name, _ in asked_at(self.maker.log)}) - done
+                    self.most_unfinished = max(self.most_unfinished, unfinished)
+                    time.sleep(0.1)
+                self.deaths.append(Death(time.time(), self.pids("synthesizer")))
+                kill()
+        except BaseException as error:
+            self._failure.append(error)
+
+
+def slay(pids: list[int]) -> None:
+    """kill -9 of each of at least one process."""
+    assert pids
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+def raylet_of(pid: int) -> int:
+    """Process id of the raylet that started a worker process."""
+    raylet = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert "raylet" in Path(f"/proc/{raylet}/cmdline").read_text()
+    return raylet
