@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pyarrow as pa
 import pytest
@@ -53,8 +54,8 @@ def test_every_row_comes_out_in_order(synthesizer: Synthesizer, judge: Judge) ->
     first = judged.slice(0, 1).to_pylist()[0]
     assert (first["instruction"], first["precise"], first["informative"]) == (
         "What is it?",
-        "a circle",
-        "It is a circle.",
+        f"circle {crc32(b'a') % 50}",  # what the stand-in says of row a
+        f"It is circle {crc32(b'a') % 50}.",
     )
     assert first["judge_yes"] + first["judge_no"] + first["judge_open"] == pytest.approx(1)
     assert judged.select(RECORD_SCHEMA.names).equals(rows)
