@@ -106,7 +106,7 @@ class DataSection(Section):
     near_duplicates: int | None = Field(
         default=None,
         ge=0,
-        le=10,
+        le=7,
         description="Mark images whose perceptual hash differs from an earlier one's in at most so many of 64 bits, "
         "whatever their captions; 4 finds rescaled and recompressed copies. Off if absent.",
     )

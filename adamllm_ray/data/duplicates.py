@@ -1,9 +1,9 @@
 """Rows that say again what an earlier row said: marked with the id of the original, never dropped.
 
-* exact: the same bytes and caption. Memory: two 16-byte digests per row, 330 bytes with Python's tables around them
-  (measured over a million rows), so 10 million rows want 3.3 GB.
+* exact: the same bytes and caption. Memory: two 16-byte digests per row, 200 bytes with Python's tables around them
+  (benchmarks/ingest.py, a million rows), so 10 million rows want 2 GB, and the closing check of ids as much again.
 * near, when ``data.near_duplicates`` is set: the perceptual hash (``imagehash.phash``, 64 bits) differs from that of an
-  earlier image in at most so many bits, whatever the captions are. Memory: about 70 bytes more per original.
+  earlier image in at most so many bits, whatever the captions are. Memory: see `near_bytes_per_original` there.
 
 Near ones are looked up without comparing all pairs: two hashes of distance d share one of their four 16-bit bands up
 to d // 4 bits (pigeonhole), so each band is asked for its few neighbours. Nothing within the distance is missed.

@@ -2,9 +2,10 @@
 
     adamllm ingest CONFIG                      or    adamllm run CONFIG
 
-Streams the source with bounded memory: images are read and test-decoded by a few threads (Pillow releases the
-interpreter lock), rows come out in the source's order, shards are cut by rows and bytes. No Ray yet: at laptop
-scale one process is enough; a later issue moves listing and checking of large S3 sources to Ray Data.
+Streams the source with bounded memory: images are read by some threads (many for S3, where waiting is all they do) and
+test-decoded by others (Pillow releases the interpreter lock), rows come out in the source's order, shards are cut by
+rows and bytes. No Ray: one process keeps as many cores busy as decoding can use, and order, ids and shards do not
+depend on how many there are. Per row, memory holds what `duplicates` needs, some 200 bytes.
 
 The stage is deterministic, so an ingest that was killed is simply done again.
 """
@@ -17,10 +18,10 @@ import re
 import time
 import unicodedata
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from adamllm_ray import progress
 from adamllm_ray.config import DataSection, RunConfig
@@ -33,12 +34,15 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, RowAccountingError, SourceError, TooManyFailures
 
 STAGE = "ingest"
-THREADS = min(4, os.cpu_count() or 1)  # each may hold one decoded image of data.images.max_pixels
-WINDOW = 4 * THREADS  # pairs in flight
+THREADS = min(16, os.cpu_count() or 1)  # each may hold one decoded image of data.images.max_pixels
+LOCAL_READERS = 4
+REMOTE_READERS = 32  # requests to an object store at a time; twice as many images of data.images.max_bytes may wait
 EARLY_ROWS, HOPELESS_SHARE = 1000, 0.5  # stop in the middle only when it is beyond doubt
 CODE = [f"adamllm_ray.data.{name}" for name in ("duplicates", "images", "jsonfile", "record")]  # what decides the rows
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+A = TypeVar("A")
+B = TypeVar("B")
 Row = dict[str, Any]
 Examined = tuple[Row, int | None]  # a row without its id, and the perceptual hash of its image
 
@@ -96,20 +100,51 @@ def fingerprint(data: DataSection) -> dict[str, Any]:
 
 
 def _examined(data: DataSection, ignored: Counter[str]) -> Iterator[Examined]:
-    """Rows without ids, in the source's order, a window of them checked at the same time."""
-    waiting: deque[Future[Examined]] = deque()
-    with ThreadPoolExecutor(THREADS, thread_name_prefix="ingest") as pool:
-        for pair in sources.read_pairs(data, ignored):
-            waiting.append(pool.submit(_examine, pair, data))
-            if len(waiting) >= WINDOW:
-                yield waiting.popleft().result()
-        while waiting:
+    """Rows without ids, in the source's order. Waiting for bytes and decoding them go on at the same time, apart."""
+    remote = (data.image_folder or data.path).startswith("s3://")
+    readers = REMOTE_READERS if remote else LOCAL_READERS
+    with (
+        ThreadPoolExecutor(readers, thread_name_prefix="read") as reading,
+        ThreadPoolExecutor(THREADS, thread_name_prefix="check") as checking,
+    ):
+        loaded = _in_order(reading, _load, sources.read_pairs(data, ignored), 2 * readers)
+        yield from _in_order(checking, lambda item: _examine(item, data), loaded, 2 * THREADS)
+
+
+def _in_order(pool: Executor, function: Callable[[A], B], items: Iterator[A], window: int) -> Iterator[B]:
+    """``map`` over a pool with at most ``window`` items taken in advance; results in the order of the items."""
+    waiting: deque[Future[B]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= window:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
-def _examine(pair: RawPair, data: DataSection) -> Examined:
-    """Load and test the image, clean and test the caption. Verdicts for what is wrong, nothing raised for it."""
-    image, verdict, detail, perceptual = _image(pair, data)
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A pair and its encoded image, or why there is none."""
+
+    pair: RawPair
+    image: bytes | None = None
+    verdict: Verdict = Verdict.OK
+    detail: str | None = None
+
+
+def _load(pair: RawPair) -> _Loaded:
+    if pair.load is None:
+        return _Loaded(pair, None, pair.verdict or Verdict.IMAGE_MISSING, pair.detail)
+    try:
+        return _Loaded(pair, pair.load(), Verdict.OK, pair.detail)
+    except ImageRefused as refused:
+        return _Loaded(pair, None, refused.verdict, refused.detail)
+
+
+def _examine(loaded: _Loaded, data: DataSection) -> Examined:
+    """Test the image, clean and test the caption. Verdicts for what is wrong, nothing raised for it."""
+    pair = loaded.pair
+    image, verdict, detail, perceptual = _image(loaded, data)
     caption = _clean(pair.caption)
     if verdict is Verdict.OK:
         verdict, detail = _caption_verdict(caption, data.max_caption_chars, detail)
@@ -126,19 +161,18 @@ def _examine(pair: RawPair, data: DataSection) -> Examined:
     return row, perceptual
 
 
-def _image(pair: RawPair, data: DataSection) -> tuple[bytes | None, Verdict, str | None, int | None]:
+def _image(loaded: _Loaded, data: DataSection) -> tuple[bytes | None, Verdict, str | None, int | None]:
     """(encoded bytes, verdict, detail, perceptual hash if wanted). Bytes of a refused image stay, to be looked at."""
-    if pair.load is None:
-        return None, pair.verdict or Verdict.IMAGE_MISSING, pair.detail, None
-    image: bytes | None = None
+    image = loaded.image
+    if image is None:
+        return None, loaded.verdict, loaded.detail, None
     try:
-        image = pair.load()
         remark, pixels = images.examine(image, data.images)
-        perceptual = None if data.near_duplicates is None else perceptual_hash(pixels)
     except ImageRefused as refused:
         too_large = refused.verdict is Verdict.IMAGE_TOO_MANY_BYTES
         return None if too_large else image, refused.verdict, refused.detail, None
-    return image, Verdict.OK, "; ".join(filter(None, (pair.detail, remark))) or None, perceptual
+    perceptual = None if data.near_duplicates is None else perceptual_hash(pixels)
+    return image, Verdict.OK, "; ".join(filter(None, (loaded.detail, remark))) or None, perceptual
 
 
 def _caption_verdict(caption: str, max_chars: int, detail: str | None) -> tuple[Verdict, str | None]:

@@ -214,13 +214,24 @@ class StageFolder:
         """Paths inside ``fs`` of the Parquet files that hold the stage's rows: what its readers must read.
 
         Those that the manifest signs; of a stage that is not finished, all in ``data``.
+
+        Raises:
+            StorageError: a signed file is missing or has another size; nothing is read past it.
         """
         manifest = self.manifest()
-        if manifest is not None:
-            names = [entry["path"] for entry in manifest.files if entry["path"].split("/")[0] in ROWS]
+        with storage.storage_errors("list the data", self.uri):
+            sizes = {
+                f"{name}/{path}": size for name in ROWS for path, size in storage.list_files(self.place.child(name))
+            }
+        if manifest is None:
+            names = [name for name in sizes if name.startswith("data/")]
         else:
-            with storage.storage_errors("list the data", self.uri):
-                names = [f"data/{path}" for path, _ in storage.list_files(self.place.child("data"))]
+            signed = {entry["path"]: entry["bytes"] for entry in manifest.files if entry["path"].split("/")[0] in ROWS}
+            for name, size in signed.items():
+                if sizes.get(name) != size:
+                    found = f"has {sizes[name]} bytes, {size} were written" if name in sizes else "is missing"
+                    raise StorageError(f"{self.uri}/{name} {found}; `adamllm verify` says what else is damaged")
+            names = list(signed)
         return [f"{self.path}/{name}" for name in names if name.endswith(".parquet")]
 
     def sign(self, names: Sequence[str] | None = None) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from adamllm_ray.data import storage
 from adamllm_ray.data.run import MANIFEST, Manifest, StageFolder
+from adamllm_ray.errors import StorageError
 
 SHOWN = 3  # ids named as examples
 
@@ -29,8 +30,8 @@ def verify(stage: StageFolder, source: StageFolder | None = None) -> list[str]:
     if manifest is None:
         return [f"{stage.uri}: not finished (no {MANIFEST})"]
     problems = _files(stage, manifest)
-    files = stage.parquet_files()
-    if problems or not files:  # what a damaged file still holds is no news
+    files = [] if problems else stage.parquet_files()  # what a damaged file still holds is no news
+    if not files:
         return problems
     ids: set[str] = set()
     verdicts: Counter[str] = Counter()
@@ -86,11 +87,11 @@ def _identity(stage: StageFolder, source: StageFolder | None, ids: set[str]) -> 
     if source is None:
         return []
     wanted: set[str] = set()
-    for file in source.parquet_files():
-        try:
+    try:
+        for file in source.parquet_files():
             wanted.update(_rows(source, file)[0])
-        except (OSError, pa.ArrowException):
-            return []  # named where the source itself is verified
+    except (OSError, pa.ArrowException, StorageError):
+        return []  # named where the source itself is verified
     problems = []
     if wanted - ids:
         problems.append(f"{stage.uri}: {len(wanted - ids)} rows of '{source.name}' are missing: {_some(wanted - ids)}")

@@ -168,6 +168,21 @@ def test_lock_dies_with_its_process(tmp_path: Path) -> None:
         pass
 
 
+def test_a_damaged_part_is_named_and_not_read_past(finished: StageFolder) -> None:
+    """Reliability test 41, for whoever reads the stage; a foreign part is not read at all."""
+    part = Path(finished.data) / "part-00000.parquet"
+    write_rows(finished, ["z"], "part-99999.parquet")
+    assert finished.parquet_files() == [str(part)]
+    assert sorted(finished.row_ids()) == ["a", "b", "c"]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1])
+    with pytest.raises(StorageError, match=r"part-00000\.parquet has \d+ bytes, \d+ were written; `adamllm verify`"):
+        finished.row_ids()
+    part.unlink()
+    with pytest.raises(StorageError, match=r"part-00000\.parquet is missing"):
+        finished.parquet_files()
+
+
 def test_small_files_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunFolder(str(tmp_path))
     run.write("config.yaml", b"old")
