@@ -27,6 +27,9 @@ WORKER_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 
+# Where the object store is. Not the keys to it: Ray shows a job's environment to whoever sees the cluster, so the
+# nodes have credentials of their own (a service account, a mounted secret); a local Ray inherits ours.
+STORE_ENV = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
 LOCAL_CPUS = 4  # Ray's book-keeping: a resume of Ray Data reserves 2 before the first engine gets any
 
@@ -52,7 +55,7 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    passed_on = [*WORKER_ENV, "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
+    passed_on = [*WORKER_ENV, *STORE_ENV, "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
     env = {key: os.environ[key] for key in passed_on if key in os.environ}
     address = os.environ.get("RAY_ADDRESS")
     _quieten()

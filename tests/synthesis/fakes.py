@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adamllm_ray.config import EngineSection, RunConfig, parse_config
+from adamllm_ray.data import storage
 from adamllm_ray.data.record import RECORD_SCHEMA, record_id
 from adamllm_ray.data.run import Manifest, RunFolder
 from adamllm_ray.errors import ModelError
@@ -169,8 +170,9 @@ def write_ingest(run: RunFolder, rows: list[dict[str, object]]) -> Manifest:
         }
         for number, row in enumerate(rows)
     ]
-    Path(stage.data).mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(records, schema=RECORD_SCHEMA), f"{stage.data}/part-0.parquet")
+    storage.make_folder(stage.place.child("data"))
+    table = pa.Table.from_pylist(records, schema=RECORD_SCHEMA)
+    pq.write_table(table, f"{stage.data}/part-0.parquet", filesystem=stage.fs)
     verdicts: dict[str, int] = {}
     for record in records:
         verdicts[str(record["verdict"])] = verdicts.get(str(record["verdict"]), 0) + 1

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adamllm_ray.config import RunConfig
+from adamllm_ray.data import storage
 from adamllm_ray.data.record import RECORD_SCHEMA, SYNTHESIZED_SCHEMA
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verify import verify
@@ -68,12 +69,13 @@ def without_ray(config: RunConfig, files: Sequence[str], stage: StageFolder, eng
     """What `run_graph` does, in this process."""
     models, judge = config.models, config.judge
     writer = Synthesizer(models.synthesizer, config.synthesis, config.data.images, config.run.seed, engine_maker)
-    table = asyncio.run(writer(pa.concat_tables([pq.read_table(file) for file in files])))
+    records = pa.concat_tables([pq.read_table(file, filesystem=stage.fs) for file in files])
+    table = asyncio.run(writer(records))
     table = asyncio.run(Judge(models.judge, judge, config.synthesis.max_failed_share, engine_maker)(table))
-    for folder, part in ((stage.data, table), (stage.ledger, table.select(["id"]))):
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        name = "w_0-0.parquet" if folder == stage.data else "w_0.parquet"
-        pq.write_table(part, f"{folder}/{name}")
+    for name, part in (("data/w_0-0.parquet", table), ("ledger/w_0.parquet", table.select(["id"]))):
+        place = stage.place.child(name)
+        storage.make_folder(stage.place.child(name.split("/")[0]))
+        pq.write_table(part, place.path, filesystem=stage.fs)
 
 
 @pytest.fixture
