@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.run import StageFolder
 
 POLL_S, REMOTE_POLL_S = 2.0, 15.0
+SHARE = 20  # looking takes at most this part of the time
 WINDOW_S = 600.0  # the rate is that of the last ten minutes of work
 READERS = 16
 PENDING = ".pending.parquet"
@@ -149,8 +151,11 @@ def shown(stage: StageFolder, label: str, total: int) -> Iterator[None]:
                 bar.update(seen.rows, seen.outcome())
 
         def poll() -> None:
-            while not stop.wait(POLL_S if stage.place.local else REMOTE_POLL_S):
+            pause = POLL_S if stage.place.local else REMOTE_POLL_S
+            while not stop.wait(pause):
+                begun = time.monotonic()
                 look()
+                pause = max(pause, SHARE * (time.monotonic() - begun))  # a million rows have many blocks to list
 
         thread = threading.Thread(target=poll, name="progress", daemon=True)
         thread.start()

@@ -119,3 +119,12 @@ def test_ceiling_needs_enough_rows_and_counts_only_failures() -> None:
     ceiling.count(["engine_error"] * 50)
     ceiling.count(["response_unparsable"] * 1000 + [None])
     assert (ceiling.asked, ceiling.failed) == (1051, 50)
+
+
+@pytest.mark.parametrize(("keep", "verdict"), [("threshold", "judged_inconsistent"), ("exact", "kept")])
+def test_the_papers_rule_does_not_look_at_the_threshold(
+    synthesizer: Synthesizer, judge: Judge, keep: str, verdict: str
+) -> None:
+    judge.settings = judge.settings.model_copy(update={"keep": keep, "threshold": 0.99})  # the fake judge says 0.9
+    [row] = asyncio.run(judge(asyncio.run(synthesizer(batch(a={}))))).to_pylist()
+    assert row["task_verdict"] == verdict
