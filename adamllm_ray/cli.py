@@ -222,7 +222,7 @@ def status(
 def verify(config: ConfigPath, set_: Overrides = None) -> None:
     """Compare the run with its manifests: every file by checksum, then rows, ids and verdicts counted again.
 
-    Names each damaged, missing or foreign file and exits with 1 when something differs.
+    Names each damaged, missing or foreign file and each stage that is not finished, and exits with 1 when there is one.
 
     Example:  adamllm verify jobs/configs/quickstart.yaml
     """
@@ -231,16 +231,15 @@ def verify(config: ConfigPath, set_: Overrides = None) -> None:
     settings = load_config(config, set_ or [])
     folder = _folder(settings)
     sources = {"synthesize": folder.stage("ingest")}
-    problems = [
-        problem
-        for stage in planned(settings)
-        for problem in differences(folder.stage(stage.name), sources.get(stage.name))
-    ]
+    begun = [stage.name for stage in planned(settings) if folder.read(f"{stage.name}/fingerprint.json") is not None]
+    if not begun:
+        raise ConfigError(f"{folder.uri} holds no stage of this run: there is nothing to verify")
+    problems = [problem for name in begun for problem in differences(folder.stage(name), sources.get(name))]
     for problem in problems:
         console.print(f"[red]{escape(problem)}[/red]", soft_wrap=True)
     if problems:
         raise typer.Exit(1)
-    console.print("every file and every row is as its manifest says")
+    console.print(f"{', '.join(begun)}: every file and every row is as its manifest says")
 
 
 @app.command("config")

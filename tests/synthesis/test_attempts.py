@@ -15,7 +15,7 @@ from adamllm_ray.data.record import draw_seed
 from adamllm_ray.synthesis.actors import Judge, Synthesizer
 from adamllm_ray.synthesis.attempts import choose, needs_retry, request_id
 from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec
-from tests.synthesis.fakes import FakeEngine, FakeMaker, config_for
+from tests.synthesis.fakes import FakeEngine, FakeMaker, config_for, task_response
 from tests.synthesis.test_actors import batch
 
 ATTEMPTS = st.lists(
@@ -63,7 +63,7 @@ class Script:
             if not fake.images:
                 return [script.judge(request.id, spec, sure) for request in requests]
             script.specs |= {request.id: request.sampling or spec for request in requests}
-            good = fake.task
+            good = list(task_response(fake.chat)) if fake.chat else []
             return [Completion(one.id, good if one.id in readable else [300, 301], "", "stop") for one in requests]
 
         monkeypatch.setattr(FakeEngine, "generate", generate)
