@@ -272,15 +272,31 @@ class StageFolder:
         storage.move_folder(self.place, aside)
 
     def _heal_ledger(self) -> None:
-        """Delete `X.pending` where a committed `X` exists.
+        """Settle the blocks of which both `X.pending` and a committed `X` exist.
 
-        Ray Data commits by renaming; on S3 that is copy then delete, and a death between the two leaves both
-        names. Its own resume would then delete the finished data and still skip its rows.
+        Ray Data commits by renaming; on S3 that is copy then delete, and a death between the two leaves both names.
+        The pending one goes: Ray's own resume would delete the finished data for it and still skip the rows. A write
+        that was done again because its node died leaves both names too, and may itself have died over the data: when
+        that is not whole, the committed name goes and the block is done again.
         """
         names = {path for path, _ in storage.list_files(self.place.child("ledger"))}
-        for path in names:
-            if ".pending" in path and path.replace(".pending", "") in names:
-                self.fs.delete_file(f"{self.ledger}/{path}")
+        for pending in names:
+            done = pending.replace(".pending", "")
+            if done != pending and done in names:
+                self.fs.delete_file(f"{self.ledger}/{pending if self._is_whole(done) else done}")
+
+    def _is_whole(self, entry: str) -> bool:
+        """Whether the data files of a committed block hold the ids that its ledger entry names."""
+        block = entry.removesuffix(".parquet")
+        listed = storage.list_files(self.place.child("data"))
+        parts = [path for path, _ in listed if path.startswith((f"{block}-", f"{block}."))]
+        files = [f"{self.ledger}/{entry}", *(f"{self.data}/{path}" for path in parts)]
+        try:
+            tables = [pq.read_table(file, columns=["id"], filesystem=self.fs) for file in files]
+        except (pa.ArrowException, OSError):  # cut off; or unreachable just now, and a block too many costs little
+            return False
+        wanted, *found = (table.column("id").to_pylist() for table in tables)
+        return sorted(wanted) == sorted(name for ids in found for name in ids)
 
 
 class RunFolder:

@@ -123,14 +123,39 @@ def test_clear_keeps_the_fingerprint(stage: StageFolder) -> None:
     assert stage.begin(PRINT) == "resume"
 
 
+def write_block(stage: StageFolder, name: str, *suffixes: str) -> Path:
+    """A block of one row in the data, and in the ledger under its name with each suffix. Returns the data file."""
+    ledger = Path(stage.ledger)
+    ledger.mkdir(exist_ok=True)
+    for suffix in suffixes:
+        pq.write_table(pa.table({"id": [name]}), ledger / f"{name}{suffix}.parquet")
+    return write_rows(stage, [name], f"{name}-0.parquet")
+
+
 def test_half_done_rename_is_healed(stage: StageFolder) -> None:
     stage.begin(PRINT)
-    ledger = Path(stage.ledger)
-    ledger.mkdir()
-    for name in ("w_000001.parquet", "w_000001.pending.parquet", "w_000002.pending.parquet"):
-        (ledger / name).write_bytes(b"x")
+    write_block(stage, "w_000001", "", ".pending")
+    write_block(stage, "w_000002", ".pending")
     assert stage.begin(PRINT) == "resume"
-    assert sorted(path.name for path in ledger.iterdir()) == ["w_000001.parquet", "w_000002.pending.parquet"]
+    left = sorted(path.name for path in Path(stage.ledger).iterdir())
+    assert left == ["w_000001.parquet", "w_000002.pending.parquet"]
+    assert sorted(stage.row_ids()) == ["w_000001", "w_000002"]
+
+
+@pytest.mark.parametrize("damage", ["cut off", "gone", "another block's"])
+def test_a_write_that_died_over_finished_data_is_done_again(stage: StageFolder, damage: str) -> None:
+    """Its node died after the commit, Ray wrote the block once more, and the driver died in the middle of that."""
+    stage.begin(PRINT)
+    file = write_block(stage, "w_000001", "", ".pending")
+    whole = file.read_bytes()
+    if damage == "cut off":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        write_rows(stage, ["w_000009"], file.name)
+    assert stage.begin(PRINT) == "resume"
+    assert [path.name for path in Path(stage.ledger).iterdir()] == ["w_000001.pending.parquet"]
 
 
 def test_ids_must_be_unique(stage: StageFolder) -> None:
