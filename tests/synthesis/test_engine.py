@@ -4,8 +4,72 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.synthesis.engine_check import PROMPT
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_judge: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
+    """A random LoRA adapter, and the tokens that transformers gives for the model with the adapter merged in."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("lora")
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_judge), lora)
+    model.save_pretrained(folder)
+    merged = model.merge_and_unload().eval()
+    ids = merged.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return folder, ids[0].tolist()[len(PROMPT) :]
+
+
+def answers_of(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.synthesis.engine_check", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_adapter_and_sampling_of_each_request(tiny_judge: Path, adapter: tuple[Path, list[int]]) -> None:
+    """A LoRA adapter on the engine of the CPU build writes what transformers writes with the adapter merged in."""
+    folder, merged = adapter
+    found = answers_of(tiny_judge, folder, "in-process")
+    answers = found["answers"]
+    assert [answers[f"greedy-{number}"] for number in range(7)] == [merged] * 7
+    assert answers["sampled-0"] == answers["sampled-2"] != answers["sampled-1"]
+    assert answers["short"] == merged[:2]
+    assert found["mean_logprobs"]["short"] is None
+    assert all(value < 0 for name, value in found["mean_logprobs"].items() if name != "short")
+    assert found["prompt_tokens"] == [len(PROMPT)]
+    assert found["errors"].keys() == {"long", "unknown"}
+    assert found["errors"]["long"][1]
+    assert not found["errors"]["unknown"][1]
+    assert found["totals"]["rows"] == 13
+    assert found["totals"]["errors"] == 2
+    assert found["totals"]["in_flight"] == 0
+    assert found["totals"]["generated_tokens"] == 10 * 12 + 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_engine_of_the_gpu_path_refuses_and_answers_alike(tiny_judge: Path) -> None:
+    """AsyncLLM, which replicas with GPUs use, here on the CPU build: same tokens, same refusals."""
+    served = answers_of(tiny_judge, "served")
+    assert served["errors"].keys() == {"long", "unknown"}
+    assert served["errors"]["long"][1]
+    assert served["answers"].keys() == set(served["mean_logprobs"])
+    assert len({tuple(served["answers"][f"greedy-{number}"]) for number in range(7)}) == 1
+    assert served["answers"]["sampled-0"] == served["answers"]["sampled-2"]
+    assert served["answers"]["short"] == served["answers"]["greedy-0"][:2]
+    assert served["totals"]["rows"] == 13
 
 
 @pytest.mark.slow
