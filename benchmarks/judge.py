@@ -2,7 +2,7 @@
 
     python benchmarks/judge.py [--prompts 96] [--rounds 3]
 
-Both sides judge the same tasks with the same model and the same few-shot header of at least 1,600 tokens. Ours:
+Both sides judge the same tasks, new ones in each round, with the same model and the same few-shot header of at least 1,600 tokens. Ours:
 the header is in the prefix cache, the answer is one token out of Yes / No / Open with its probabilities. The usual way:
 no prefix cache, two free tokens that are read as text. Two engines in one process, used in turn.
 ``speedup`` = ours / usual in prompts/s. The judge is a small random Llama with room for the header: what is measured is
@@ -88,8 +88,8 @@ def header_ids(tokenizer: Any, tokens: int) -> list[int]:
                 return [int(tokenizer.bos_token_id), *ids]
 
 
-def tasks(count: int) -> list[tuple[str, str, str]]:
-    """Question, informative answer, precise answer; all different."""
+def tasks(count: int, first: int = 0) -> list[tuple[str, str, str]]:
+    """Question, informative answer, precise answer; all different, so that only the header is found in the cache."""
     kinds = ["boats", "trees", "people", "windows", "cars"]
     return [
         (
@@ -97,14 +97,13 @@ def tasks(count: int) -> list[tuple[str, str, str]]:
             f"Left of house number {n} there are {n % 7} {kinds[n % 5]}, two of them half hidden behind a hedge.",
             str(n % 7 + n % 2),
         )
-        for n in range(count)
+        for n in range(first, first + count)
     ]
 
 
 async def _measure(model: Path, tokenizer: Any, prompts: int, rounds: int) -> None:
     header = header_ids(tokenizer, HEADER_TOKENS)
-    bare = [judge_prompt(tokenizer, *task, few_shot=False)[1:] for task in tasks(prompts)]
-    requests = [Request(str(number), header + ids) for number, ids in enumerate(bare)]
+    bare = [judge_prompt(tokenizer, *task, few_shot=False)[1:] for task in tasks(prompts * rounds)]
     allowed = tuple(label_ids(tokenizer).values())
     ours = SamplingSpec(1, allowed_token_ids=allowed, logprobs=len(allowed))
     usual = SamplingSpec(2)
@@ -114,10 +113,14 @@ async def _measure(model: Path, tokenizer: Any, prompts: int, rounds: int) -> No
     last: dict[str, list[Completion]] = {}
 
     def timed(engine: Engine, sampling: SamplingSpec, name: str) -> Any:
+        batches = iter(range(0, prompts * rounds, prompts))
+
         async def judge() -> float:
+            first = next(batches)
+            requests = [Request(str(number), header + ids) for number, ids in enumerate(bare[first : first + prompts])]
             started = time.perf_counter()
             last[name] = await engine.generate(requests, sampling)
-            return len(requests) / (time.perf_counter() - started)
+            return prompts / (time.perf_counter() - started)
 
         return lambda: asyncio.run_coroutine_threadsafe(judge(), loop).result()
 

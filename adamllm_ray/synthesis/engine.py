@@ -195,10 +195,13 @@ class _Served:
         loggers = [lambda *_: _KvUse(meters)] if in_ray() else None
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=loggers)
         self._lora = lora
+        self._loading: asyncio.Future[Any] | None = None
 
     async def complete(self, key: str, prompt: dict[str, Any], parameters: Any) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        if self._lora is not None:
+            await self._adapter()
         last = None
         try:
             async for output in self._engine.generate(prompt, parameters, key, lora_request=self._lora):
@@ -210,6 +213,15 @@ class _Served:
                 _die(error)
             raise _Refused(_words(error)) from error
         return last
+
+    async def _adapter(self) -> None:
+        """Load the adapter before the first row, so that one that does not fit stops the job, not every row."""
+        if self._loading is None:
+            self._loading = asyncio.ensure_future(self._engine.add_lora(self._lora))
+        try:
+            await asyncio.shield(self._loading)
+        except Exception as error:
+            raise ModelError(f"vLLM cannot load the adapter {self._lora.lora_path}: {_words(error)}") from error
 
     def close(self) -> None:
         self._engine.shutdown()
