@@ -2,11 +2,11 @@
 
     python benchmarks/judge.py [--prompts 96] [--rounds 3]
 
-Both sides judge the same tasks, new ones in each round, with the same model and the same few-shot header of at least 1,600 tokens. Ours:
-the header is in the prefix cache, the answer is one token out of Yes / No / Open with its probabilities. The usual way:
-no prefix cache, two free tokens that are read as text. Two engines in one process, used in turn.
-``speedup`` = ours / usual in prompts/s. The judge is a small random Llama with room for the header: what is measured is
-the work per prompt, not what it answers.
+Both sides judge the same tasks, new ones in each round, with the same model and the same few-shot header of at least
+1,600 tokens. Ours: the header is in the prefix cache, the answer is one token out of Yes / No / Open with its
+probabilities. The usual way: no prefix cache, two free tokens that are read as text. Two engines in one process, used
+in turn. ``speedup`` = ours / usual in prompts/s. The judge is a small random Llama with room for the header: what is
+measured is the work per prompt, not what it answers.
 """
 
 from __future__ import annotations

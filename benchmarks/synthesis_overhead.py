@@ -6,7 +6,8 @@ Graph: `adamllm synthesize` with the pocket models (read, decode, prompt, synthe
 Ceiling: the same prompts, prepared beforehand, straight into the same two engines in two plain processes that run at
 the same time. Both have one thread per engine, both start with warm engines. The graph's clock starts when the first
 batch reaches an engine (the start of Ray's reading processes is start-up) and stops when the last Parquet file is
-written. ``ceiling_ratio`` = graph rows/s / ceiling rows/s.
+written. ``ceiling_ratio`` = graph rows/s / ceiling rows/s. ``engine_cpu_ms_per_row`` is what the processes that hold
+the engines spent, which, unlike rows/s, hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ def _measure(rows: int, rounds: int, folder: Path) -> None:
             "rows": rows,
             "graph_rows_per_s": [round(rate, 2) for rate in rates["graph"]],
             "ceiling_rows_per_s": [round(rate, 2) for rate in rates["ceiling"]],
+            "engine_cpu_ms_per_row": {
+                name: round(1000 * median([one["cpu"] for one in runs]) / rows, 2) for name, runs in found.items()
+            },
             "generated_tokens": {name: runs[-1]["generated_tokens"] for name, runs in found.items()},
             "judged_rows": found["ceiling"][-1]["judged_rows"],
         },
@@ -102,7 +106,12 @@ def graph(rows: int, folder: Path) -> dict[str, Any]:
     synthesize(config, RunFolder(config.run.output), engine_maker=WarmTogether(str(marks)))
     started = min(path.stat().st_mtime for path in marks.glob("*.first"))
     written = max(path.stat().st_mtime for path in (folder / "run" / "synthesize" / "data").rglob("*.parquet"))
-    return {"seconds": written - started, "generated_tokens": _sum(marks)}
+    spent = [json.loads(path.read_text()) for path in marks.glob("*.spent")]
+    return {
+        "seconds": written - started,
+        "generated_tokens": sum(one["tokens"] for one in spent),
+        "cpu": sum(one["cpu"] for one in spent),
+    }
 
 
 @dataclass(frozen=True)
@@ -120,10 +129,11 @@ class WarmTogether:
 
 
 class CountingEngine(Engine):
-    """The engine, with its generated tokens written to a file after each batch, and the time of the first one."""
+    """The engine, with its tokens and CPU seconds written to a file after each batch, and the time of the first one."""
 
     _mark: Path | None = None
     _before = 0
+    _cpu_before = 0.0
 
     def count_into(self, mark: Path, engines: int) -> None:
         """Say that this one is warm and wait for the others."""
@@ -136,10 +146,12 @@ class CountingEngine(Engine):
     async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
         if self._mark is not None and not self._mark.with_suffix(".first").exists():
             self._mark.with_suffix(".first").touch()
+            self._cpu_before = time.process_time()
         done = await super().generate(requests, sampling)
         if self._mark is not None:
             tokens = self.meters.totals["generated_tokens"] - self._before
-            self._mark.with_suffix(".tokens").write_text(str(tokens))
+            spent = {"tokens": tokens, "cpu": time.process_time() - self._cpu_before}
+            self._mark.with_suffix(".spent").write_text(json.dumps(spent))
         return done
 
 
@@ -158,6 +170,7 @@ def ceiling(rows: int, folder: Path) -> dict[str, Any]:
     return {
         "seconds": max(one["end"] for one in found.values()) - min(one["start"] for one in found.values()),
         "generated_tokens": sum(one["tokens"] for one in found.values()),
+        "cpu": sum(one["cpu"] for one in found.values()),
         "judged_rows": found["judge"]["requests"],
     }
 
@@ -171,14 +184,14 @@ def _engine_alone(name: str, config: RunConfig, barrier: Any, results: Any) -> N
         await warm(engine, POOLS[name])
         before = engine.meters.totals["generated_tokens"]
         await asyncio.to_thread(barrier.wait, START_LIMIT_S)
-        start = time.time()
+        start, cpu = time.time(), time.process_time()
         completions = await engine.generate(requests, sampling)
-        end = time.time()
+        end, cpu = time.time(), time.process_time() - cpu
         failed = [one.error for one in completions if one.error]
         if failed:
             raise RuntimeError(failed[0])
         tokens = engine.meters.totals["generated_tokens"] - before
-        results.put((name, {"start": start, "end": end, "tokens": tokens, "requests": len(requests)}))
+        results.put((name, {"start": start, "end": end, "cpu": cpu, "tokens": tokens, "requests": len(requests)}))
 
     asyncio.run(work())
     engine.close()
@@ -241,10 +254,6 @@ async def warm(engine: Engine, images: bool) -> None:
     picture = Image.new("RGB", (60, 60)) if images else None
     ids = synthesis_prompt(chat, "a field") if chat else [1, 20, 21]
     await engine.generate([Request(str(n), ids, picture) for n in range(8)], SamplingSpec(8))
-
-
-def _sum(marks: Path) -> int:
-    return sum(int(path.read_text()) for path in marks.glob("*.tokens"))
 
 
 if __name__ == "__main__":

@@ -38,10 +38,14 @@ def answers_of(*arguments: object) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_adapter_and_sampling_of_each_request(tiny_judge: Path, adapter: tuple[Path, list[int]]) -> None:
-    """A LoRA adapter on the engine of the CPU build writes what transformers writes with the adapter merged in."""
+@pytest.mark.parametrize("core", ["in-process", "served"])
+def test_adapter_and_sampling_of_each_request(tiny_judge: Path, adapter: tuple[Path, list[int]], core: str) -> None:
+    """With a LoRA adapter an engine writes what transformers writes with the adapter merged in.
+
+    In-process is what replicas without GPUs use, served (AsyncLLM) what those with GPUs use; both on the CPU build.
+    """
     folder, merged = adapter
-    found = answers_of(tiny_judge, folder, "in-process")
+    found = answers_of(tiny_judge, folder, core)
     answers = found["answers"]
     assert [answers[f"greedy-{number}"] for number in range(7)] == [merged] * 7
     assert answers["sampled-0"] == answers["sampled-2"] != answers["sampled-1"]
@@ -52,24 +56,8 @@ def test_adapter_and_sampling_of_each_request(tiny_judge: Path, adapter: tuple[P
     assert found["errors"].keys() == {"long", "unknown"}
     assert found["errors"]["long"][1]
     assert not found["errors"]["unknown"][1]
-    assert found["totals"]["rows"] == 13
-    assert found["totals"]["errors"] == 2
-    assert found["totals"]["in_flight"] == 0
-    assert found["totals"]["generated_tokens"] == 10 * 12 + 2
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_engine_of_the_gpu_path_refuses_and_answers_alike(tiny_judge: Path) -> None:
-    """AsyncLLM, which replicas with GPUs use, here on the CPU build: same tokens, same refusals."""
-    served = answers_of(tiny_judge, "served")
-    assert served["errors"].keys() == {"long", "unknown"}
-    assert served["errors"]["long"][1]
-    assert served["answers"].keys() == set(served["mean_logprobs"])
-    assert len({tuple(served["answers"][f"greedy-{number}"]) for number in range(7)}) == 1
-    assert served["answers"]["sampled-0"] == served["answers"]["sampled-2"]
-    assert served["answers"]["short"] == served["answers"]["greedy-0"][:2]
-    assert served["totals"]["rows"] == 13
+    expected = {"rows": 13, "errors": 2, "in_flight": 0, "generated_tokens": 10 * 12 + 2}
+    assert expected.items() <= found["totals"].items()
 
 
 @pytest.mark.slow
