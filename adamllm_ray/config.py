@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from adamllm_ray.config_engine import Count, Positive, Section, Share, Weight
 from adamllm_ray.config_engine import EngineSection as EngineSection
-from adamllm_ray.config_text import apply_override, explain, parse_yaml
+from adamllm_ray.config_text import apply_override, explain, parse_yaml, refuse_secrets
 from adamllm_ray.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -324,6 +324,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 def parse_config(tree: dict[str, Any]) -> RunConfig:
     """Validate a nested dictionary as a RunConfig. Raises ConfigError listing all problems."""
     try:
+        refuse_secrets(tree)
         return RunConfig.model_validate_json(json.dumps(tree))
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from adamllm_ray.errors import ConfigError
 
+_USER_INFO = re.compile(r"://[^/\s]*@")
+
 
 class _Loader(yaml.SafeLoader):
     """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5) and without aliases.
@@ -54,6 +56,21 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {key}: '{parent}' is a value, not a section")
         node = child
     node[leaf] = parse_yaml(value, f"--set {key}")
+
+
+def refuse_secrets(tree: Any, key: str = "") -> None:
+    """Raise ConfigError, without repeating it, for a URL with a user or password: run folders keep configurations."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            refuse_secrets(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(tree, list | tuple):
+        for number, value in enumerate(tree):
+            refuse_secrets(value, f"{key}.{number}")
+    elif isinstance(tree, str) and _USER_INFO.search(tree):
+        raise ConfigError(
+            f"the configuration is wrong:\n  {key}: a URL or path with a user or password in it; give keys by the "
+            "environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), ~/.aws or a role"
+        )
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:

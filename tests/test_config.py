@@ -89,6 +89,22 @@ def test_wrong_types_and_values(section: str, key: str, value: Any) -> None:
     assert f"{section}.{key}" in problem(tree)
 
 
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"data": {"path": "s3://AKIA:hush@bucket/x"}},
+        {"data": {"s3": {"endpoint": "https://AKIA:hush@host"}}},
+        {"run": {"output": "s3://hush@bucket/x"}},
+        {"mixture": {"replay": [{"name": "a", "path": "s3://AKIA:hush@bucket", "weight": 1}]}},
+        {"synthesis": {"engine": {"extra": {"deep": ["http://me:hush@host"]}}}},
+    ],
+)
+def test_secrets_in_paths_are_refused_and_not_repeated(tree: dict[str, Any]) -> None:
+    message = problem(tree)
+    assert "a user or password" in message
+    assert "hush" not in message
+
+
 def test_mixture_of_nothing() -> None:
     assert "at least one of both, caption, task" in problem({"mixture": {"both": 0}})
 

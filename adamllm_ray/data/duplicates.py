@@ -15,6 +15,8 @@ from array import array
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adamllm_ray.data.record import content_key, record_id
 from adamllm_ray.data.verdicts import Verdict
 
@@ -28,7 +30,6 @@ _BAND = (1 << BAND_BITS) - 1
 def perceptual_hash(image: Image.Image) -> int:
     """64 bits that stay nearly the same when an image is scaled, compressed or slightly recoloured."""
     import imagehash
-    import numpy as np
 
     return int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes(), "big")
 
@@ -99,14 +100,21 @@ class NearHashes:
 
     def nearest(self, value: int) -> tuple[int, bytes] | None:
         """(distance, id) of the nearest hash, the earliest of equally near ones; None when none is near enough."""
-        best: tuple[int, int] | None = None
-        for band, part in zip(self._bands, _parts(value), strict=True):
-            for mask in self._masks:
-                for number in band.get(part ^ mask, ()):
-                    found = ((self._hashes[number] ^ value).bit_count(), number)
-                    if found[0] <= self._distance and (best is None or found < best):
-                        best = found
-        return None if best is None else (best[0], bytes(self._ids[16 * best[1] : 16 * best[1] + 16]))
+        found = [
+            band[part ^ mask]
+            for band, part in zip(self._bands, _parts(value), strict=True)
+            for mask in self._masks
+            if part ^ mask in band
+        ]
+        if not found:
+            return None
+        numbers = np.frombuffer(b"".join(found), np.uint32)
+        distances = np.bitwise_count(np.frombuffer(self._hashes, np.uint64)[numbers] ^ np.uint64(value))
+        best = int(distances.min())
+        if best > self._distance:
+            return None
+        number = int(numbers[distances == best].min())
+        return best, bytes(self._ids[16 * number : 16 * number + 16])
 
 
 def _choose(count: int) -> Any:

@@ -200,6 +200,23 @@ def test_empty_source(tmp_path: Path) -> None:
         run_ingest(config(tmp_path, hostile.write_folder(tmp_path / "s", {}, [])))
 
 
+def test_images_that_are_not_there(tmp_path: Path) -> None:
+    """Reliability test 28: missing, a folder, a dangling link, a pipe, a file without permission; one row out each."""
+    names = ("here.png", "missing.png", "folder.png", "dangling.png", "pipe.png", "closed.png")
+    lines = [hostile.share_gpt(name, f"Caption of {name}") for name in names]
+    source = hostile.write_folder(tmp_path / "s", {"here.png": hostile.good_png()}, lines)
+    (source / "folder.png").mkdir()
+    (source / "dangling.png").symlink_to(source / "nowhere.png")
+    os.mkfifo(source / "pipe.png")
+    (source / "closed.png").write_bytes(b"")
+    (source / "closed.png").chmod(0)
+    manifest, rows = run_ingest(config(tmp_path, source))
+    assert [row["verdict"] for row in rows[:5]] == ["ok"] + ["image_missing"] * 4
+    assert rows[5]["verdict"] in ("image_missing", "image_empty"), "root may read everything"
+    assert manifest.rows_in == 6
+    assert all(row["verdict_detail"] for row in rows[1:])
+
+
 def test_repeated_keys_still_give_unique_ids(tmp_path: Path) -> None:
     file = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": [hostile.good_png()] * 4, "caption": ["c"] * 4, "k": ["same"] * 4}), file)

@@ -93,3 +93,19 @@ def test_large_file_is_not_read(vault: ImageFolder, tmp_path: Path) -> None:
     with pytest.raises(ImageRefused) as caught:
         vault.read("large.png")
     assert caught.value.verdict is Verdict.IMAGE_TOO_MANY_BYTES
+
+
+def test_a_file_that_grows_is_read_up_to_the_limit(
+    vault: ImageFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reliability test 26: bytes read never pass the limit, whatever the file's size was said to be."""
+    (tmp_path / "images" / "growing.png").write_bytes(b"x" * 50_000)
+    real = os.fstat
+
+    def small(handle: int) -> os.stat_result:
+        found = list(real(handle))
+        found[6] = 100  # st_size
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "fstat", small)
+    assert len(vault.read("growing.png")) == 10_000
