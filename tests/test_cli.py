@@ -63,6 +63,7 @@ def test_wrong_key_exits_2_and_names_the_nearest(config):
         (["ingest"], "CONFIG"),
         (["synthesise"], "No such command"),
         (["config"], "--schema"),
+        (["redrive", "my.yaml"], "--verdict"),
     ],
 )
 def test_usage_errors_exit_2(arguments, words):
@@ -83,6 +84,20 @@ def test_ingest_status_verify(config, tmp_path):
     checked = adamllm("verify", str(config))
     assert checked.returncode == 1
     assert shard.name in checked.stdout
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["redrive", "--verdict", "engine_error"]])
+def test_what_needs_an_ingest_says_so(config, verb):
+    shown = adamllm(*verb, str(config))
+    assert shown.returncode == 2
+    assert "adamllm ingest" in shown.stderr
+
+
+def test_verify_speaks_of_stages_that_were_begun(config):
+    nothing = adamllm("verify", str(config))
+    assert (nothing.returncode, "nothing to verify" in nothing.stderr) == (2, True)
+    adamllm("ingest", str(config))
+    assert "ingest: every file and every row" in adamllm("verify", str(config)).stdout
 
 
 def test_another_fingerprint_is_refused_and_named(config):
