@@ -120,7 +120,7 @@ class Answerer:
     def __init__(
         self, contestant: Contestant, section: EvaluationSection, limits: ImageLimits, seed: int, s3: S3Section
     ) -> None:
-        folder = resolve_model(contestant.folder)  # here, because each node has its own disk
+        folder = resolve_model(contestant.folder, s3)  # here, because each node has its own disk
         self._name, self._limits, self._s3 = contestant.name, limits, s3
         self._chat = load_chat(folder)
         self._engine = Engine(folder, section.engine, images=True, seed=seed)

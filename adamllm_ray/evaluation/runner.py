@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from adamllm_ray import progress
-from adamllm_ray.config import RunConfig
+from adamllm_ray.config import RunConfig, S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
@@ -102,7 +102,7 @@ def fingerprint(config: RunConfig, contestants: Sequence[Contestant]) -> dict[st
     code = [f"{package}.{name}" for name in ("metrics", "intervals", "baselines", "scores", "answers", "runner")]
     return {
         "task": section.task,
-        "questions": _task_fingerprint(section.task),
+        "questions": _task_fingerprint(section.task, config.data.s3),
         "limit": section.limit,
         "max_new_tokens": section.max_new_tokens,
         "max_model_len": section.engine.max_model_len,
@@ -110,16 +110,16 @@ def fingerprint(config: RunConfig, contestants: Sequence[Contestant]) -> dict[st
         "bootstrap_samples": section.bootstrap_samples,
         "seed": config.run.seed,
         "images": config.data.images.model_dump(),
-        "models": {one.name: model_fingerprint(one.folder) for one in contestants},
+        "models": {one.name: model_fingerprint(one.folder, config.run.s3) for one in contestants},
         "code": code_version(*code, f"{package}.tasks", f"{package}.tasks.table", f"{package}.tasks.pocket"),
     }
 
 
-def _task_fingerprint(task: str) -> str:
+def _task_fingerprint(task: str, s3: S3Section) -> str:
     if task == "pocket":
         return code_version(*(f"adamllm_ray.pocket.{name}" for name in ("domain", "chips", "language", "regions")))
     try:
-        return storage.sha256(storage.resolve(task))
+        return storage.sha256(storage.resolve(task, s3))
     except OSError as error:
         raise SourceError(f"evaluation.task: cannot read {task}: {error}") from error
 
@@ -146,7 +146,7 @@ def _store_questions(stage: StageFolder, config: RunConfig) -> int:
     storage.remove_folder(stage.place.child("questions"))
     count = usable = files = 0
     with progress.task("questions") as bar:
-        for rows in _chunks(load_questions(config.evaluation, config.run.seed), ROWS_PER_FILE):
+        for rows in _chunks(load_questions(config.evaluation, config.run.seed, config.data.s3), ROWS_PER_FILE):
             table = pa.Table.from_pylist([question.row() for question in rows], schema=QUESTION_SCHEMA)
             _write_parquet(stage, f"questions/part-{files:05}.parquet", table)
             files, count = files + 1, count + len(rows)

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from pyarrow import fs as pafs
 
+from adamllm_ray.config import S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.errors import ModelError
 
@@ -30,14 +31,16 @@ WHOLE_FILE_BYTES = 64 << 20  # larger weight files are sampled for the fingerpri
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
 
 
-def resolve_model(spec: str) -> str:
+def resolve_model(spec: str, s3: S3Section | None = None) -> str:
     """Folder of a model on this machine; call it in the process that needs the model, since every node has its disk.
+
+    ``s3`` says how to reach an ``s3://`` folder; by default as the environment says.
 
     Raises:
         ModelError: no such folder, no config.json, no safetensors, or it wants to run its own code.
         StorageError: it could not be fetched (see `local_folder`).
     """
-    folder = local_folder(spec)
+    folder = local_folder(spec, s3=s3)
     config = read_config(folder)
     if "auto_map" in config or "auto_map" in read_json(folder / "tokenizer_config.json"):
         raise ModelError(
@@ -52,7 +55,9 @@ def resolve_model(spec: str) -> str:
     return str(folder.resolve())
 
 
-def local_folder(spec: str, needs: tuple[str, ...] = ("config.json", "*.safetensors")) -> Path:
+def local_folder(
+    spec: str, needs: tuple[str, ...] = ("config.json", "*.safetensors"), s3: S3Section | None = None
+) -> Path:
     """Where 'pocket:NAME', a local folder, ``s3://bucket/folder`` or ``org/name@<40 hex revision>`` lies on this disk.
 
     The latter two are fetched unless this node has them. Raises ModelError if there is no such folder; ``needs`` is
@@ -61,7 +66,7 @@ def local_folder(spec: str, needs: tuple[str, ...] = ("config.json", "*.safetens
     from adamllm_ray.models import fetch
 
     if fetch.is_remote(spec):
-        return fetch.from_hub(spec) if fetch.is_hub_id(spec) else fetch.from_s3(spec)
+        return fetch.from_hub(spec) if fetch.is_hub_id(spec) else fetch.from_s3(spec, s3)
     folder = _pocket_folder(spec.removeprefix(POCKET)) if spec.startswith(POCKET) else Path(spec).expanduser()
     if not folder.is_dir():
         raise ModelError(_missing(spec, folder, needs))
@@ -76,7 +81,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return read_json(path)
 
 
-def model_fingerprint(spec: str | Path) -> str:
+def model_fingerprint(spec: str | Path, s3: S3Section | None = None) -> str:
     """32 hex characters over everything that makes a model: configuration, tokenizer, processor and weights.
 
     Weight files up to 64 MiB count with every byte, larger ones with their size, header and 64 samples, so that a
@@ -89,7 +94,7 @@ def model_fingerprint(spec: str | Path) -> str:
     name = str(spec)
     if fetch.is_hub_id(name):
         return hashlib.sha256(name.encode()).hexdigest()[:32]
-    place = storage.resolve(name if fetch.is_remote(name) else str(local_folder(name)))
+    place = storage.resolve(name if fetch.is_remote(name) else str(local_folder(name)), s3)
     with storage.storage_errors("read the model", place.uri):
         for info in fetch.model_files(place):
             digest.update(f"{info.base_name}\0{info.size}\0".encode())

@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
+from adamllm_ray.config import S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.errors import ModelError, StorageError
 
@@ -59,14 +60,14 @@ def model_files(place: storage.Location) -> list[pafs.FileInfo]:
     return sorted((info for info in named if not info.base_name.startswith(".")), key=lambda info: info.base_name)
 
 
-def from_s3(spec: str) -> Path:
+def from_s3(spec: str, s3: S3Section | None = None) -> Path:
     """Local copy of an ``s3://bucket/folder``. Another content there (sizes, times) is another copy here.
 
     Raises:
         ModelError: no model file there.
         StorageError: the object store or this node's disk fails; a started download is continued by the next call.
     """
-    place = storage.resolve(spec)
+    place = storage.resolve(spec, s3)
     with storage.storage_errors("fetch the model", spec):
         files = model_files(place)
         if not files:

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from adamllm_ray.config import ImageLimits, ReplaySource
+from adamllm_ray.config import ImageLimits, ReplaySource, S3Section
 from adamllm_ray.data import images, storage
 from adamllm_ray.data.jsonfile import Damaged, json_records
 from adamllm_ray.data.record import record_id
@@ -35,13 +35,15 @@ class ReplayFiles:
     verdicts: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def copy_replay(sources: list[ReplaySource], limits: ImageLimits, stage: StageFolder) -> ReplayFiles:
+def copy_replay(
+    sources: list[ReplaySource], limits: ImageLimits, stage: StageFolder, s3: S3Section | None = None
+) -> ReplayFiles:
     """Copy all sources. Raises SourceError for one that cannot be read at all, or has no usable record."""
     result = ReplayFiles()
     for source in sources:
         counts: Counter[str] = Counter()
-        place = storage.resolve(source.path)
-        folder = ImageFolder(source.image_folder or place.uri.rpartition("/")[0], limits.max_bytes)
+        place = storage.resolve(source.path, s3)
+        folder = ImageFolder(source.image_folder or place.uri.rpartition("/")[0], limits.max_bytes, s3)
         rows = []
         for key, record in json_records(place):
             row = _row(f"{source.name}:{key}", record, folder, limits)

@@ -85,7 +85,7 @@ class _Books:
         from adamllm_ray.training.replay import copy_replay
         from adamllm_ray.training.stream import plan
 
-        replay = copy_replay(config.mixture.replay, config.data.images, stage)
+        replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3)
         self.replay = replay.verdicts
         self.stage = stage
         self.catalog = build_catalog(run.stage("synthesize"), replay.files)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from adamllm_ray.config import EvaluationSection
+from adamllm_ray.config import EvaluationSection, S3Section
 from adamllm_ray.data.record import uniform
 from adamllm_ray.data.verdicts import Verdict
 
@@ -55,8 +55,10 @@ class Question:
         return values | {"choices": list(self.choices) if self.choices else None, "verdict": str(self.verdict)}
 
 
-def load_questions(section: EvaluationSection, seed: int = 0) -> Iterator[Question]:
+def load_questions(section: EvaluationSection, seed: int = 0, s3: S3Section | None = None) -> Iterator[Question]:
     """The questions of ``evaluation.task``, ids made unique, cut to ``evaluation.limit`` by hash (not by position).
+
+    ``s3`` says how to reach a task on ``s3://``.
 
     Raises:
         SourceError: the task as a whole cannot be read.
@@ -69,7 +71,7 @@ def load_questions(section: EvaluationSection, seed: int = 0) -> Iterator[Questi
     else:
         from adamllm_ray.evaluation.tasks.table import table_questions
 
-        questions = table_questions(section.task)
+        questions = table_questions(section.task, s3)
     questions = _unique(questions)
     if section.limit is None:
         yield from questions

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from adamllm_ray.config import S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.data.record import record_id
 from adamllm_ray.data.verdicts import Verdict
@@ -35,7 +36,7 @@ class RowError(Exception):
         super().__init__(detail)
 
 
-def table_questions(path: str) -> Iterator[Question]:
+def table_questions(path: str, s3: S3Section | None = None) -> Iterator[Question]:
     """Questions of a .parquet or .jsonl file, local or ``s3://``.
 
     Raises:
@@ -43,7 +44,7 @@ def table_questions(path: str) -> Iterator[Question]:
     """
     if not path.endswith((".parquet", ".jsonl")):
         raise SourceError(f"evaluation.task: {path} is neither a .parquet nor a .jsonl file, nor the word 'pocket'")
-    place = storage.resolve(path)
+    place = storage.resolve(path, s3)
     fs, inner = place.fs, place.path
     try:
         rows = _parquet_rows(fs, inner) if inner.endswith(".parquet") else _json_rows(fs, inner)
