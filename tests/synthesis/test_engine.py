@@ -32,7 +32,9 @@ def answers_of(*arguments: object) -> dict[str, Any]:
     command = [sys.executable, "-m", "tests.synthesis.engine_check", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=540, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]  # vLLM's processes print too
+    assert lines, result.stdout[-2000:] + result.stderr[-2000:]
+    found: dict[str, Any] = json.loads(lines[-1])
     return found
 
 
