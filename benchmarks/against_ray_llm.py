@@ -171,6 +171,7 @@ def theirs(source: str, target: str) -> dict[str, Any]:
     from adamllm_ray.synthesis.prompts import synthesis_prompt
     from adamllm_ray.synthesis.triplets import TripletParser
 
+    rows = _blocks(source)  # first, since build_processor connects to Ray too
     model = resolve_model("pocket:synthesizer")
     chat = load_chat(model)
     stop = [TripletParser(chat).end_id]
@@ -203,7 +204,7 @@ def theirs(source: str, target: str) -> dict[str, Any]:
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    return _written(build_processor(config, preprocess=preprocess, postprocess=postprocess)(_blocks(source)), target)
+    return _written(build_processor(config, preprocess=preprocess, postprocess=postprocess)(rows), target)
 
 
 def _blocks(source: str) -> ray.data.Dataset:
