@@ -41,7 +41,7 @@ from adamllm_ray.synthesis.watch import shown
 if TYPE_CHECKING:
     from adamllm_ray.config import EngineSection
 
-FACTORS = (1, 2, 4, 8)
+FACTORS = (2, 4, 8)  # times the configured synthesizers
 ROWS, TIMES = "rows.parquet", "times"
 
 
@@ -172,10 +172,10 @@ def reckon(config: RunConfig, ingested: Manifest, probe: Probe, price: float | N
         return Size(synthesizers, judges, min(speeds), hours, units, None if price is None else units * price)
 
     per_judge = probe.judge_seconds / probe.synthesizer_seconds
-    more = [(factor * engines[0].replicas, factor) for factor in FACTORS[1:]]
+    more = [factor * engines[0].replicas for factor in FACTORS]
     sizes = [
         size(engines[0].replicas, engines[1].replicas),
-        *(size(many, max(engines[1].replicas, math.ceil(many * per_judge))) for many, _ in more),
+        *(size(many, max(engines[1].replicas, math.ceil(many * per_judge))) for many in more),
     ]
     kept = probe.verdicts.get(Verdict.KEPT, 0)
     return Plan(

@@ -17,7 +17,7 @@ from adamllm_ray.synthesis.plan import Probe, alone, busy_seconds, draw, plan, r
 from tests.synthesis.fakes import FakeMaker, asked_rows, config_for, png, write_ingest
 from tests.synthesis.test_redrive import without_ray
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(300)
 
 PROBE = Probe(100, 0.5, 0.05, 60.0, 200.0, 1000.0, {"kept": 60, "judged_open": 40})
 
