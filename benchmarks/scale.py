@@ -36,7 +36,7 @@ from benchmarks.records import write_records
 from benchmarks.standin import Gate, Speed, StandinMaker
 from tests.synthesis.lives import short_folder
 
-NODES, SLOTS, SAMPLE_S = 8, 64, 2.0
+NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 64, 2.0, 10
 FIXED = Speed(step_s=8.0, median_tokens=1, sigma=0.0, prepare_s=0.0, judge_s=0.1)  # 8 rows/s with 64 slots
 QUICK = Speed(step_s=0.2, median_tokens=1, sigma=0.0, prepare_s=0.0, judge_s=0.05)  # 320 rows/s
 
@@ -120,7 +120,7 @@ def long_run(place: Path, rows: int) -> dict[str, Any]:
         "rows": rows,
         "rows_lost": rows - len(set(found)),
         "rows_duplicated": len(found) - len(set(found)),
-        "rows_per_s": [round(driver.rows_per_s(), 1) for driver in (first, second)],
+        "rows_per_s": [driver.rows_per_s() for driver in (first, second)],
         "driver_rss_mb": [driver.samples[-1][1] for driver in (first, second)],
         "driver_rss_peak_mb": max(sample[1] for driver in (first, second) for sample in driver.samples),
         "driver_rss_slope_mb_per_100k": [driver.slope(1) for driver in (first, second)],
@@ -180,16 +180,20 @@ class Driver:
         first, last = self.samples[0][0], self.samples[-1][0]
         return [index for index, sample in enumerate(self.samples) if sample[0] >= first + 0.2 * (last - first)]
 
-    def slope(self, column: int) -> float:
-        """MB per 100,000 rows, least squares."""
+    def slope(self, column: int) -> float | None:
+        """MB per 100,000 rows, least squares; None of a run too short to say."""
+        if len(self._working()) < ENOUGH_SAMPLES:
+            return None
         chosen = np.array([self.samples[index] for index in self._working()], dtype=float)
         return round(float(np.polyfit(chosen[:, 0], chosen[:, column], 1)[0]) * 1e5, 2)
 
-    def rows_per_s(self) -> float:
+    def rows_per_s(self) -> float | None:
         """Over the same samples."""
         chosen = self._working()
+        if len(chosen) < ENOUGH_SAMPLES:
+            return None
         rows = self.samples[chosen[-1]][0] - self.samples[chosen[0]][0]
-        return rows / (self.times[chosen[-1]] - self.times[chosen[0]])
+        return round(rows / (self.times[chosen[-1]] - self.times[chosen[0]]), 1)
 
 
 def rss_mb(pid: int) -> float:
