@@ -34,6 +34,7 @@ def main() -> None:
     vlm, judge = (Path(resolve_model(f"pocket:{name}")) for name in ("synthesizer", "judge"))
     with tempfile.TemporaryDirectory() as folder:
         metrics = drivers(Path(folder) / "driver", vlm, judge)
+        say(f"driver: {metrics}")
         with worker_nodes(3):
             for name, kill in BELOW.items():
                 metrics[name] = below(Path(folder) / name, vlm, judge, kill)
