@@ -230,11 +230,16 @@ def _blocks(source: str) -> ray.data.Dataset:
 def _written(dataset: ray.data.Dataset, target: str) -> dict[str, Any]:
     dataset.write_parquet(target, ray_remote_args={"num_cpus": 0.1})
     rows = sum(pq.read_metadata(file).num_rows for file in Path(target).rglob("*.parquet"))
-    stages = dataset.get_stats_summary().operators_stats
-    sizes = {one.operator_name: (one.output_size_bytes or {}).get("sum", 0) for one in stages}
+    stages = _operators(dataset.get_stats_summary())
+    sizes = {one.operator_name: getattr(one.output_size_bytes, "sum", 0) or 0 for one in stages}
     say(f"bytes per operator: {sizes}")
     between = sum(size for name, size in sizes.items() if "Write" not in name)
     return {"bytes_per_row": round(between / max(1, rows))}
+
+
+def _operators(summary: Any) -> list[Any]:
+    """Statistics of every operator, those before the last one included."""
+    return [one for before in summary.parents for one in _operators(before)] + list(summary.operators_stats)
 
 
 if __name__ == "__main__":
