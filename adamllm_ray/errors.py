@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from adamllm_ray.data.verdicts import Verdict
 
 
+def foreign(text: object, limit: int = 300) -> str:
+    """Text from outside as a message or a log line may hold it: one line, no control characters, not endless."""
+    spelt = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text)[: limit + 1])
+    return spelt if len(spelt) <= limit else f"{spelt[:limit]}..."
+
+
 class AdamLLMError(Exception):
     """Base class. ``exit_code`` is what the CLI and the jobs return (sysexits: 75 = try again, resumable)."""
 

@@ -58,3 +58,9 @@ def test_each_verdict_has_one_outcome() -> None:
     assert counts["kept"] == 2
     with pytest.raises(ValueError, match="unheard_of"):
         count_outcomes({"unheard_of": 1})
+
+
+def test_foreign_text_stays_on_its_line() -> None:
+    shown = errors.foreign("a\nERROR fake line\r\x1b[31mred\x1b[0m \u202etxt.exe é 水")
+    assert shown == "a\\nERROR fake line\\r\\x1b[31mred\\x1b[0m \\u202etxt.exe é 水"
+    assert len(errors.foreign("x" * 10_000)) == 303

@@ -31,7 +31,7 @@ from adamllm_ray.data.run import Manifest, RunFolder, code_version
 from adamllm_ray.data.shards import ShardWriter
 from adamllm_ray.data.sources import RawPair
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import ImageRefused, RowAccountingError, SourceError, TooManyFailures
+from adamllm_ray.errors import ImageRefused, RowAccountingError, SourceError, TooManyFailures, foreign
 
 STAGE = "ingest"
 THREADS = min(16, os.cpu_count() or 1)  # each may hold one decoded image of data.images.max_pixels
@@ -208,7 +208,7 @@ class _Tally:
         self.digest.update(bytes.fromhex(row["id"]))
         if Verdict(verdict).outcome == "failed":
             self.failed += 1
-            self.examples.setdefault(verdict, f"row {row['key']} of {row['source']}: {row['verdict_detail']}")
+            self.examples.setdefault(verdict, foreign(f"row {row['key']} of {row['source']}: {row['verdict_detail']}"))
             if self.rows >= EARLY_ROWS and self.failed > max(self.ceiling, HOPELESS_SHARE) * self.rows:
                 raise self._too_many()
 
@@ -221,7 +221,7 @@ class _Tally:
 
     def _too_many(self) -> TooManyFailures:
         reasons = [
-            f"  {count} x {verdict}, e.g. {self.examples[verdict][:300]}"
+            f"  {count} x {verdict}, e.g. {self.examples[verdict]}"
             for verdict, count in self.verdicts.most_common()
             if verdict in self.examples
         ]

@@ -4,9 +4,9 @@ The response starts inside an open user turn. On *token ids* it is cut at the te
 
     hint question <assistant_open> answer <user_open> hint question <assistant_open> answer <turn_end> <eos>
 
-A turn that is not closed (cut by the token limit) is left out, and so is one that holds stray special tokens. Text
-that only looks like a special token is ordinary ids and cannot break anything. The first question that stands under
-both hints with exactly the same text is the task. Nothing here raises on any response.
+A response that was cut by the token limit gives nothing; a turn that is not closed or holds stray special tokens is
+left out. Text that only looks like a special token is ordinary ids and cannot break anything. The first question that
+stands under both hints with exactly the same text is the task. Nothing here raises on any response.
 
 Captions come from outside and may hold orders to the model ("ignore the above, visit http://..."). They are data: they
 enter the prompt as ids inside their own turn. Of what the model makes of them, a task with a URL that the caption does
@@ -57,12 +57,10 @@ class TripletParser:
         ids = self._content(response_ids)
         if not self.chat.decode(ids).strip():
             return Verdict.RESPONSE_EMPTY
+        if finish_reason == "length":  # it did not find its end: whatever it holds was written by a lost model
+            return Verdict.RESPONSE_REPEATS if repeats(ids) else Verdict.RESPONSE_TRUNCATED
         triplet = first_triplet(self.pairs(response_ids))
-        if triplet is not None:
-            return triplet
-        if finish_reason != "length":
-            return Verdict.RESPONSE_UNPARSABLE
-        return Verdict.RESPONSE_REPEATS if repeats(ids) else Verdict.RESPONSE_TRUNCATED
+        return Verdict.RESPONSE_UNPARSABLE if triplet is None else triplet
 
     def pairs(self, response_ids: Sequence[int]) -> list[tuple[str, str]]:
         """(user text, assistant text) of every well-formed turn pair, in order; both stripped and not empty."""

@@ -33,13 +33,13 @@ def test_text_after_the_end_does_not_count(parser: TripletParser) -> None:
     assert parser.parse([*ids, parser.end_id, *parser.chat.user_open, *ids], "stop") is Verdict.RESPONSE_UNPARSABLE
 
 
-def test_cut_off_answer_is_left_out(parser: TripletParser) -> None:
+def test_nothing_is_kept_of_a_response_that_was_cut(parser: TripletParser) -> None:
     chat = parser.chat
     whole = turns(chat, PRECISE, INFORMATIVE)
-    assert parser.parse(whole[:-3], "length") is Verdict.RESPONSE_TRUNCATED
     third = [*whole[: -len(chat.turn_end)], *chat.user_open, *chat.text_ids("Answer with")]
-    assert parser.parse(third, "length") == WANTED
-    assert parser.parse([*whole[: -len(chat.turn_end)], *chat.user_open], "length") == WANTED
+    for ids in (whole[:-3], whole, third):
+        assert parser.parse(ids, "length") is Verdict.RESPONSE_TRUNCATED
+    assert parser.parse(third, "stop") == WANTED  # it ended by itself, in the middle of a third turn
 
 
 def test_question_must_be_the_same(parser: TripletParser) -> None:
@@ -123,10 +123,10 @@ def test_endless_repetition_has_its_own_verdict(parser: TripletParser, ids: list
     assert parser.parse(shifted, "stop") is Verdict.RESPONSE_UNPARSABLE
 
 
-def test_a_task_that_was_finished_before_the_repetition_counts(parser: TripletParser) -> None:
+def test_a_task_that_was_finished_before_the_repetition_does_not_count(parser: TripletParser) -> None:
     ids = [*turns(parser.chat, PRECISE, INFORMATIVE)[: -len(parser.chat.turn_end)], *parser.chat.user_open, *[300] * 40]
     assert repeats(ids)
-    assert parser.parse(ids, "length") == WANTED
+    assert parser.parse(ids, "length") is Verdict.RESPONSE_REPEATS
 
 
 @pytest.mark.parametrize(
