@@ -242,6 +242,14 @@ class TrainingSection(Section):
     max_steps: Count | None = Field(default=None, description="Stop after this many optimizer steps.")
     global_batch: Count = Field(default=128, description="Examples per optimizer step, over all workers.")
     micro_batch: Count = Field(default=4, description="Examples per worker and forward pass.")
+    token_budget: Count | None = Field(
+        default=None,
+        description="Tokens per worker and forward pass, image tokens included; takes the place of micro_batch.",
+    )
+    packing: bool = Field(
+        default=False,
+        description="Join the examples of a forward pass into one sequence instead of padding them; needs token_budget.",
+    )
     max_length: Count = Field(default=6144, description="Tokens, image tokens included; longer examples get a verdict.")
     learning_rate: Positive = 2e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -266,7 +274,14 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _batches(self) -> TrainingSection:
-        if self.global_batch % (self.micro_batch * self.workers):
+        if self.packing and self.token_budget is None:
+            raise ValueError("training: packing needs token_budget, the tokens of a packed sequence (8192, say)")
+        if self.token_budget is not None and self.token_budget < self.max_length:
+            raise ValueError(
+                f"training: token_budget ({self.token_budget}) is below max_length ({self.max_length}), so one long "
+                "example would not fit: raise token_budget or lower max_length"
+            )
+        if self.token_budget is None and self.global_batch % (self.micro_batch * self.workers):
             raise ValueError(
                 f"training: global_batch ({self.global_batch}) must be a multiple of micro_batch x workers "
                 f"({self.micro_batch} x {self.workers})"

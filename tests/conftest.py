@@ -38,3 +38,12 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer(TINY_TEXTS, 600)
     folder = tmp_path_factory.mktemp("tiny") / "judge"
     return export_model(build_judge(len(tokenizer), Size(hidden=64, layers=2, mlp=128)), tokenizer, folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Qwen2-VL with random weights and the same tokenizer."""
+    from adamllm_ray.pocket.architecture import build_tokenizer
+    from tests.tiny import tiny_qwen2_vl
+
+    return tiny_qwen2_vl(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "qwen")

@@ -6,6 +6,7 @@ depend on the number of workers, and the data position of a run is one number: i
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -33,18 +34,67 @@ def micro_batches(
 ) -> list[list[T]]:
     """This worker's micro-batches of one global batch (some empty when the window is short).
 
-    The window is sorted by cost and cut into equal parts, dealt in turn: little padding, equal work per worker.
+    Every worker gets the same number of them. Without a token budget the window is sorted by cost and cut into parts
+    of equally many examples, dealt in turn; with one, each part holds as many as fit (see `token_parts`).
 
     Args:
         window: the examples of one step, at most global_batch of them.
-        cost: about how many tokens an example has.
+        cost: tokens of an example, image tokens included.
     """
+    if section.token_budget is not None:
+        return token_parts(window, cost, section.token_budget, world, packed=section.packing)[rank::world]
     parts = section.global_batch // section.micro_batch
     if parts % world:
         raise ValueError(f"global_batch / micro_batch = {parts} is not a multiple of {world} workers")
     ranked = sorted(window, key=cost)
     bounds = [len(ranked) * part // parts for part in range(parts + 1)]
     return [ranked[bounds[part] : bounds[part + 1]] for part in range(rank, parts, world)]
+
+
+def token_parts(
+    window: Sequence[T], cost: Callable[[T], int], budget: int, world: int, *, packed: bool
+) -> list[list[T]]:
+    """The window in parts of at most ``budget`` tokens (padding counted unless packed); a multiple of ``world`` parts.
+
+    Parts come in the order of their work, so those dealt to the workers at the same time are alike. An example above
+    the budget gets a part of its own. Parts are empty when there are fewer examples than workers.
+    """
+    ranked = sorted(window, key=cost, reverse=True)
+    parts = _joined_parts(ranked, cost, budget, world) if packed else _padded_parts(ranked, cost, budget, world)
+    work = [sum(map(cost, part)) if packed else len(part) * max(map(cost, part), default=0) for part in parts]
+    return [parts[index] for index in sorted(range(len(parts)), key=lambda index: -work[index])]
+
+
+def _joined_parts(ranked: Sequence[T], cost: Callable[[T], int], budget: int, world: int) -> list[list[T]]:
+    """Longest first, each into the part with the fewest tokens so far: even parts (Graham's LPT rule)."""
+    total = sum(map(cost, ranked))
+    count = max(1, -(-total // (budget * world))) * world
+    while True:
+        parts: list[list[T]] = [[] for _ in range(count)]
+        heap = [(0, index) for index in range(count)]
+        for item in ranked:
+            load, index = heap[0]
+            parts[index].append(item)
+            heapq.heapreplace(heap, (load + cost(item), index))
+        if all(len(parts[index]) <= 1 or load <= budget for load, index in heap):
+            return parts
+        count += world
+
+
+def _padded_parts(ranked: Sequence[T], cost: Callable[[T], int], budget: int, world: int) -> list[list[T]]:
+    """Neighbours by length share a part, so little is padded."""
+    parts: list[list[T]] = []
+    for item in ranked:
+        if parts and cost(parts[-1][0]) * (len(parts[-1]) + 1) <= budget:
+            parts[-1].append(item)
+        else:
+            parts.append([item])
+    while not parts or len(parts) % world:
+        widest = max(parts, key=len, default=[])
+        half = len(widest) // 2
+        parts.append(widest[len(widest) - half :])
+        del widest[len(widest) - half :]
+    return parts
 
 
 class ExampleBatches:

@@ -18,6 +18,7 @@ from adamllm_ray.data import images
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ExampleRefused, ModelError
 from adamllm_ray.training.conversations import IGNORE, Example
+from adamllm_ray.training.packing import Piece, RopeIndex, pack
 
 PAD_MULTIPLE = 8  # tokens
 
@@ -54,6 +55,8 @@ class Collator:
         max_length: tokens, image tokens included; a longer example is left out and noted in ``refused``.
         limits: of the images; a picture that breaks them here was not checked by ingest, and stops the job.
         cache_bytes: image tensors kept from one epoch to the next; 0 to keep none.
+        packing: join the examples of a batch into one sequence (see `packing`) instead of padding them to a rectangle.
+        rope: the model's position function, from `packing.rope_index`; only used when packing.
         always_image: give a batch without any image a blank one without loss, so that every rank of a group uses
             the same parameters in every step (without it the gradient reduction of ZeRO can hang).
 
@@ -68,9 +71,12 @@ class Collator:
         *,
         limits: ImageLimits = ImageLimits(),
         cache_bytes: int = 256 << 20,
+        packing: bool = False,
+        rope: RopeIndex | None = None,
         always_image: bool = False,
     ) -> None:
         self.processor = processor
+        self.packing, self.rope = packing, rope
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.image_processor: Any = getattr(processor, "image_processor", None)
         self.max_length = max_length
@@ -93,8 +99,7 @@ class Collator:
 
     def __call__(self, examples: Sequence[Example], *, weighted: bool = True) -> Batch:
         """Tensors of a micro-batch. ``weighted=False`` makes one that counts for nothing (filler of a last batch)."""
-        rows: list[tuple[list[int], list[int]]] = []
-        pictures: list[_Image] = []
+        pieces: list[Piece] = []
         used: list[str] = []
         for example in examples:
             try:
@@ -102,15 +107,14 @@ class Collator:
             except ExampleRefused as refusal:
                 self.refused[example.id] = refusal.verdict
                 continue
-            rows.append((ids, labels))
+            pieces.append((ids, labels, image.tensors if image else {}))
             used.append(example.id)
-            if image is not None:
-                pictures.append(image)
-        if not rows or (self.always_image and self.image_id is not None and not pictures):
+        if not pieces or (self.always_image and self.image_id is not None and not any(piece[2] for piece in pieces)):
             blank = self._blank()
-            rows.append((blank.ids or [self.pad_id] * 2, [IGNORE] * (len(blank.ids) or 2)))
-            pictures += [blank] if blank.ids else []
-        inputs = self._pad(rows) | _stack([image.tensors for image in pictures])
+            ids = blank.ids or [self.pad_id] * 2
+            pieces.append((ids, [IGNORE] * len(ids), blank.tensors))
+        text = pack(pieces, self.image_id, self.rope) if self.packing else self._pad(pieces)
+        inputs = text | _stack([tensors for _, _, tensors in pieces if tensors])
         labels_count = int((inputs["labels"] != IGNORE).sum())
         return Batch(inputs, float(labels_count) if weighted else 0.0, used if weighted else [])
 
@@ -165,12 +169,12 @@ class Collator:
 
         return _Image([], {}) if self.image_id is None else self._process(Image.new("RGB", (64, 64), "white"))
 
-    def _pad(self, rows: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
-        longest = max(len(ids) for ids, _ in rows)
+    def _pad(self, pieces: list[Piece]) -> dict[str, torch.Tensor]:
+        longest = max(len(ids) for ids, _, _ in pieces)
         width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
-        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row, _ in rows])
-        labels = torch.tensor([row + [IGNORE] * (width - len(row)) for _, row in rows])
-        lengths = torch.tensor([len(row) for row, _ in rows])
+        ids = torch.tensor([row + [self.pad_id] * (width - len(row)) for row, _, _ in pieces])
+        labels = torch.tensor([row + [IGNORE] * (width - len(row)) for _, row, _ in pieces])
+        lengths = torch.tensor([len(row) for row, _, _ in pieces])
         mask = (torch.arange(width)[None, :] < lengths[:, None]).long()
         inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if "mm_token_type_ids" in getattr(self.processor, "model_input_names", []):

@@ -169,6 +169,8 @@ class StepLoop:
         for index, batch in enumerate(batches):
             loss = self._loss_sum(batch)
             summed += loss.detach().double().cpu()
+            # with a token budget the number of micro-batches differs from step to step
+            self.engine.set_gradient_accumulation_boundary(index + 1 == len(batches))
             # DeepSpeed averages gradients over workers; we want their sum over the global count of labels
             self.engine.backward(loss * (self.world / total), scale_wrt_gas=False)
             if index + 1 < len(batches):
@@ -229,9 +231,10 @@ def engine_config(section: TrainingSection, world: int) -> dict[str, Any]:
     # torch's own AdamW: DeepSpeed's would be compiled at the first start
     fused = {"torch_adam": True, "fused": True, "foreach": False}
     offload = "offload_optimizer" in section.deepspeed.get("zero_optimization", {})
+    micro = section.micro_batch if section.token_budget is None else max(1, section.global_batch // world)
     config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": section.micro_batch,
-        "gradient_accumulation_steps": section.global_batch // (section.micro_batch * world),
+        "train_micro_batch_size_per_gpu": micro,  # book-keeping only: the loop says where an accumulation ends
+        "gradient_accumulation_steps": max(1, section.global_batch // (micro * world)),
         "zero_optimization": {"stage": section.zero_stage, "overlap_comm": on_gpu},
         "optimizer": {"type": "AdamW", "params": adam if offload else adam | fused},
         "gradient_clipping": section.clip_norm,
