@@ -248,7 +248,7 @@ class TrainingSection(Section):
     )
     packing: bool = Field(
         default=False,
-        description="Join the examples of a forward pass into one sequence instead of padding them; needs token_budget.",
+        description="Join the examples of a forward pass into one sequence, unpadded; needs token_budget.",
     )
     max_length: Count = Field(default=6144, description="Tokens, image tokens included; longer examples get a verdict.")
     learning_rate: Positive = 2e-5

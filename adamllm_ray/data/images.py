@@ -106,6 +106,13 @@ def examine(data: bytes, limits: ImageLimits) -> tuple[str | None, Image.Image]:
     return f"first of {frames} frames" if frames > 1 else None, pixels
 
 
+def upright_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
+    """(width, height) that ``decode`` will give, read off the header. Raises ImageRefused as ``decode``."""
+    image = _open(data, limits)
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:
     """Read the header and hold it against the limits; nothing is decoded yet."""
     if not data:

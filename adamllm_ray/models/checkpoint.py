@@ -139,6 +139,19 @@ def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] =
     return model, processor
 
 
+def load_processor(folder: str | Path) -> Any:
+    """The processor of a vision-language model folder, without its weights. Raises ModelError as `load_vlm`."""
+    from transformers import AutoProcessor
+
+    path = resolve_model(str(folder))
+    _require_vlm(path)
+    with quiet_transformers():
+        try:
+            return AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(f"the processor in {path} cannot be loaded: {error}") from error
+
+
 def export_model(model: Any, processor: Any, folder: str | Path) -> Path:
     """Write ``model`` (safetensors) and its processor or tokenizer so that transformers and vLLM both load them."""
     target = Path(folder)

@@ -125,7 +125,7 @@ class ExampleBatches:
         size = self.section.global_batch
         stop = min((step + 1) * size, len(self.examples) * self.section.epochs)
         window = [self._example(position) for position in range(step * size, stop)]
-        parts = micro_batches(window, self.section, self.rank, self.world, lambda example: len(example.ids))
+        parts = micro_batches(window, self.section, self.rank, self.world, self.collator.length)
         return [self.collator(part) if part else self.collator(window[:1], weighted=False) for part in parts]
 
     def _example(self, position: int) -> Example:

@@ -1,7 +1,7 @@
 """Which rows there are to train on and where each lies: a small table beside the data, and a reader for single rows.
 
-The driver builds it once from the columns of ``synthesize/data`` that are short (no image is read) and writes it to
-``train/catalog.parquet``; every worker loads that file and so has the same plan. Rows themselves are read by the
+The driver builds it once, measuring every row (see `lengths`), and writes it to ``train/catalog.parquet``; every
+worker loads that file and so has the same plan. Rows themselves are read by the
 worker that needs them, from the Parquet files where they are.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from adamllm_ray.training.mix import DOMAIN, Item
 CATALOG = "catalog.parquet"
 CACHE_BYTES = 512 << 20  # row groups a worker keeps
 COLUMNS = ["id", "image", "caption", "caption_instruction", "instruction", "informative", "precise"]
-_TEXTS = ("caption", "instruction", "informative", "precise")
+Measure = Callable[[dict[str, Any]], tuple[int, int, int]]
 
 SCHEMA = pa.schema(
     [
@@ -33,7 +33,7 @@ SCHEMA = pa.schema(
         pa.field("id", pa.string(), nullable=False),
         pa.field("verdict", pa.string(), nullable=False),  # of the pair: only "ok" trains
         pa.field("tasked", pa.bool_(), nullable=False),
-        pa.field("cost", pa.int32(), nullable=False),  # characters of text
+        pa.field("tokens", pa.list_(pa.int32(), 3), nullable=False),  # in the forms both, caption, task; 0: not usable
         pa.field("file", pa.string(), nullable=False),  # path inside the run's file system
         pa.field("group", pa.int32(), nullable=False),
         pa.field("row", pa.int32(), nullable=False),  # inside the row group
@@ -54,21 +54,25 @@ class Catalog:
 
     def items(self) -> list[Item]:
         """What the mixture needs to know of the usable rows, in the order of `usable`."""
-        columns = [self.table[name].to_pylist() for name in ("source", "id", "tasked", "cost")]
+        columns = [self.table[name].to_pylist() for name in ("source", "id", "tasked", "tokens")]
         rows = list(zip(*columns, strict=True))
-        return [Item(*rows[index]) for index in self.usable()]
+        return [
+            Item(source, id, tasked, tuple(tokens))
+            for source, id, tasked, tokens in map(rows.__getitem__, self.usable())
+        ]
 
 
-def build_catalog(synthesize: StageFolder, replay: dict[str, list[str]]) -> Catalog:
-    """Read the short columns of all rows.
+def build_catalog(synthesize: StageFolder, replay: dict[str, list[str]], measure: Measure) -> Catalog:
+    """Look at every row once: its verdict, whether it has a kept task, how long it is.
 
     Args:
         synthesize: the finished stage whose data train.
         replay: Parquet files (inside the same file system) of each replay source, as `replay` wrote them.
+        measure: `lengths.Lengths`, or what else gives a row's tokens in the three forms.
     """
     files = [(DOMAIN, path) for path in synthesize.parquet_files()]
     files += [(source, path) for source, paths in replay.items() for path in paths]
-    tables = [table for source, path in files for table in _groups(synthesize.fs, source, path)]
+    tables = [table for source, path in files for table in _groups(synthesize.fs, source, path, measure)]
     table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
     return Catalog(table.sort_by([("source", "ascending"), ("id", "ascending")]).combine_chunks())
 
@@ -132,25 +136,26 @@ REPLAY_SCHEMA = pa.schema(
 )
 
 
-def _groups(fs: Any, source: str, path: str) -> Iterator[pa.Table]:
+def _groups(fs: Any, source: str, path: str, measure: Measure) -> Iterator[pa.Table]:
     """Catalog rows of one file, a table for each row group."""
     with fs.open_input_file(path) as handle:
         parquet = pq.ParquetFile(handle)
-        texts = [name for name in (*_TEXTS, "turns") if name in parquet.schema_arrow.names]
-        judged = "task_verdict" in parquet.schema_arrow.names
+        names = [name for name in (*COLUMNS, "turns", "verdict", "task_verdict") if name in parquet.schema_arrow.names]
         for group in range(parquet.num_row_groups):
-            names = ["id", "verdict", *texts, *(["task_verdict"] if judged else [])]
-            table = parquet.read_row_group(group, columns=names)
-            n = table.num_rows
-            tasked = pc.equal(table["task_verdict"], Verdict.KEPT.value) if judged else pa.repeat(False, n)
-            lengths = [pc.fill_null(pc.utf8_length(table[name]), 0) for name in texts]
-            cost = lengths[0]
-            for length in lengths[1:]:
-                cost = pc.add(cost, length)
-            columns = [pa.repeat(source, n), table["id"], table["verdict"], pc.fill_null(tasked, False), cost]
-            columns += [pa.repeat(path, n), pa.repeat(group, n), pa.array(range(n))]
-            yield pa.table([_flat(c) for c in columns], names=SCHEMA.names).cast(SCHEMA)
-
-
-def _flat(column: Any) -> Any:
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+            rows = parquet.read_row_group(group, columns=names).to_pylist()
+            found = [
+                {
+                    "source": source,
+                    "id": row["id"],
+                    "verdict": row["verdict"],
+                    "tasked": row.get("task_verdict") == Verdict.KEPT,
+                    "file": path,
+                    "group": group,
+                    "row": index,
+                }
+                for index, row in enumerate(rows)
+            ]
+            for entry, row in zip(found, rows, strict=True):
+                usable = entry["verdict"] == Verdict.OK
+                entry["tokens"] = measure(row | {"tasked": entry["tasked"]}) if usable else (0, 0, 0)
+            yield pa.Table.from_pylist(found, SCHEMA)

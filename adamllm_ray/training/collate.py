@@ -137,6 +137,12 @@ class Collator:
             raise ExampleRefused(Verdict.EXAMPLE_TOO_LONG, f"{len(ids)} tokens, training.max_length {self.max_length}")
         return ids, labels, image
 
+    def length(self, example: Example) -> int:
+        """Tokens of an example with its image's, read off the image's header. Raises ImageRefused as decoding would."""
+        if example.image is None:
+            return len(example.ids)
+        return len(example.ids) - 1 + len(self._image_ids(images.upright_size(example.image, self.limits)))
+
     def _image(self, data: bytes) -> _Image:
         kept = self._kept.get(data)
         if kept is not None:
@@ -149,15 +155,20 @@ class Collator:
         return image
 
     def _process(self, picture: Any) -> _Image:
-        if self.image_processor is None:
-            raise ModelError("this model takes no images: its folder has no image processor")
-        ids = self._expansions.get(picture.size)
-        if ids is None:  # once per image size: let the processor write the tokens
-            output = self.processor(images=[picture], text=[self.image_token], return_tensors="pt")
-            ids = [token for token in output["input_ids"][0].tolist() if token not in self._wrapping]
-            self._expansions[picture.size] = ids
+        ids = self._image_ids(picture.size)
         tensors = dict(self.image_processor(images=[picture], return_tensors="pt"))
         return _Image(ids, tensors)
+
+    def _image_ids(self, size: tuple[int, int]) -> list[int]:
+        """Ids that the processor writes for an image of (width, height); asked once per size, of a blank one."""
+        if self.image_processor is None:
+            raise ModelError("this model takes no images: its folder has no image processor")
+        ids = self._expansions.get(size)
+        if ids is None:
+            output = self.processor(images=[_blank_picture(size)], text=[self.image_token], return_tensors="pt")
+            ids = [token for token in output["input_ids"][0].tolist() if token not in self._wrapping]
+            self._expansions[size] = ids
+        return ids
 
     @property
     def _wrapping(self) -> set[int]:
@@ -165,9 +176,7 @@ class Collator:
         return {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id} - {None}
 
     def _blank(self) -> _Image:
-        from PIL import Image
-
-        return _Image([], {}) if self.image_id is None else self._process(Image.new("RGB", (64, 64), "white"))
+        return _Image([], {}) if self.image_id is None else self._process(_blank_picture((64, 64)))
 
     def _pad(self, pieces: list[Piece]) -> dict[str, torch.Tensor]:
         longest = max(len(ids) for ids, _, _ in pieces)
@@ -180,6 +189,12 @@ class Collator:
         if "mm_token_type_ids" in getattr(self.processor, "model_input_names", []):
             inputs["mm_token_type_ids"] = torch.eq(ids, -1 if self.image_id is None else self.image_id).long()
         return inputs
+
+
+def _blank_picture(size: tuple[int, int]) -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", size, "white")
 
 
 def _stack(images: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

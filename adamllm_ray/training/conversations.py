@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from adamllm_ray.data.record import uniform
 from adamllm_ray.data.verdicts import Verdict
@@ -135,6 +135,17 @@ def single_stage_turns(row: Mapping[str, Any], form: Form, *, seed: int, epoch: 
     turns: list[Turn] = []
     for index, (question, answer) in enumerate(parts):
         turns += [Turn("user", question, image=index == 0), Turn("assistant", answer)]
+    return turns
+
+
+def replayed_turns(texts: Sequence[tuple[str, str]], has_image: bool) -> list[Turn]:
+    """Turns of a replay row from its (role, text) pairs; its image goes before the first user text."""
+    turns: list[Turn] = []
+    placed = not has_image
+    for role, text in texts:
+        first = role == "user" and not placed
+        turns.append(Turn(cast("Literal['system', 'user', 'assistant']", role), text, image=first))
+        placed = placed or first
     return turns
 
 

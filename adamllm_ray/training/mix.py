@@ -26,12 +26,16 @@ FORMS = ("both", "caption", "task")
 
 
 class Item(NamedTuple):
-    """A usable record as the plan sees it. ``cost``: about how long its text is, in characters."""
+    """A usable record as the plan sees it. ``tokens``: its length in each of FORMS (see `lengths`)."""
 
     source: str
     id: str
     tasked: bool
-    cost: int
+    tokens: tuple[int, int, int]
+
+    def length(self, form: str) -> int:
+        """Tokens of an entry of this form, image tokens included."""
+        return self.tokens[FORMS.index(form) if form in FORMS else FORMS.index("caption")]
 
 
 class Entry(NamedTuple):

@@ -27,7 +27,7 @@ def rope_index(config: Any) -> RopeIndex | None:
     from transformers import AutoModelForImageTextToText
 
     with torch.device("meta"):
-        inner = getattr(AutoModelForImageTextToText.from_config(config), "model", None)
+        inner: Any = getattr(AutoModelForImageTextToText.from_config(config), "model", None)
     if not hasattr(inner, "get_rope_index"):
         return None
 

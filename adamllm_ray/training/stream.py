@@ -7,7 +7,7 @@ rows of its own micro-batches.
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 from adamllm_ray.config import TrainingSection
 from adamllm_ray.data.verdicts import Verdict
@@ -16,7 +16,7 @@ from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.training.batches import micro_batches, steps_for
 from adamllm_ray.training.catalog import RowReader
 from adamllm_ray.training.collate import Batch, Collator
-from adamllm_ray.training.conversations import Example, Form, conversation_example, single_stage_turns
+from adamllm_ray.training.conversations import Example, Form, conversation_example, replayed_turns, single_stage_turns
 from adamllm_ray.training.mix import Entry, Mixture
 
 
@@ -73,7 +73,7 @@ class RowBatches:
         return [self._batch(part) if part else self._batch(window[:1], weighted=False) for part in parts]
 
     def _cost(self, entry: Entry) -> int:
-        return self.mixture.items[entry.item].cost
+        return self.mixture.items[entry.item].length(entry.form)
 
     def _batch(self, entries: list[Entry], *, weighted: bool = True) -> Batch:
         examples = []
@@ -86,21 +86,13 @@ class RowBatches:
 
     def _example(self, entry: Entry) -> Example:
         row = self.reader.read(entry.item)
-        turns = _replayed_turns(row) if entry.form.startswith("replay:") else self._turns(row, entry)
+        replayed = entry.form.startswith("replay:")
+        turns = (
+            replayed_turns(json.loads(row["turns"]), row["image"] is not None) if replayed else self._turns(row, entry)
+        )
         key = refusal_key(entry, row["id"])
         return conversation_example(self.chat, turns, "assistant", id=key, image=row["image"])
 
     def _turns(self, row: dict[str, Any], entry: Entry) -> list[Turn]:
         form: Form = "caption" if entry.form == "untasked" else cast("Form", entry.form)
         return single_stage_turns(row, form, seed=self.mixture.seed, epoch=entry.epoch)
-
-
-def _replayed_turns(row: dict[str, Any]) -> list[Turn]:
-    """Turns of a replay row; its image goes before the first user text."""
-    turns: list[Turn] = []
-    placed = row["image"] is None
-    for role, text in json.loads(row["turns"]):
-        first = role == "user" and not placed
-        turns.append(Turn(cast("Literal['system', 'user', 'assistant']", role), text, image=first))
-        placed = placed or first
-    return turns

@@ -31,7 +31,19 @@ from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
 
 STAGE = "train"
-_CODE = ("batches", "catalog", "collate", "conversations", "loop", "mix", "parts", "stream", "worker")
+_CODE = (
+    "batches",
+    "catalog",
+    "collate",
+    "conversations",
+    "lengths",
+    "loop",
+    "mix",
+    "packing",
+    "parts",
+    "stream",
+    "worker",
+)
 _FREE = {"workers", "gpus_per_worker", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "max_failures"}
 
 
@@ -55,7 +67,7 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
         finished = stage.manifest()
         if finished is not None:
             return finished
-    books = _Books(config, run, stage)
+    books = _Books(config, run, stage, base)
     outcome = _run(config, run, base, books.steps)
     verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
     seconds = time.monotonic() - started
@@ -78,9 +90,11 @@ def fingerprint(config: RunConfig, synthesized: Manifest, base: str) -> dict[str
 class _Books:
     """The plan as the driver sees it, and the accounting at the end."""
 
-    def __init__(self, config: RunConfig, run: RunFolder, stage: StageFolder) -> None:
+    def __init__(self, config: RunConfig, run: RunFolder, stage: StageFolder, base: str) -> None:
+        from adamllm_ray.models.checkpoint import load_processor
         from adamllm_ray.training.batches import steps_for
         from adamllm_ray.training.catalog import build_catalog, write_catalog
+        from adamllm_ray.training.lengths import Lengths
         from adamllm_ray.training.mix import Mixture
         from adamllm_ray.training.replay import copy_replay
         from adamllm_ray.training.stream import plan
@@ -88,7 +102,9 @@ class _Books:
         replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3)
         self.replay = replay.verdicts
         self.stage = stage
-        self.catalog = build_catalog(run.stage("synthesize"), replay.files)
+        self.catalog = build_catalog(
+            run.stage("synthesize"), replay.files, Lengths(load_processor(base), config.data.images)
+        )
         self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
         self.entries = plan(self.mixture, config.training)
         self.steps = steps_for(len(self.entries), config.training)

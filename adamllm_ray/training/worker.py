@@ -74,6 +74,7 @@ class Worker:
         from adamllm_ray.training.collate import Collator
         from adamllm_ray.training.loop import StepLoop
         from adamllm_ray.training.mix import Mixture
+        from adamllm_ray.training.packing import rope_index
         from adamllm_ray.training.parts import prepare_parts
         from adamllm_ray.training.stream import RowBatches, plan
 
@@ -89,7 +90,14 @@ class Worker:
         stage = RunFolder(output, config.run.s3).stage("train")
         catalog = read_catalog(stage)
         mixture = Mixture(catalog.items(), config.mixture, seed)
-        collator = Collator(processor, section.max_length, limits=config.data.images, always_image=True)
+        collator = Collator(
+            processor,
+            section.max_length,
+            limits=config.data.images,
+            packing=section.packing,
+            rope=rope_index(model.config) if section.packing else None,
+            always_image=True,
+        )
         entries, reader = plan(mixture, section), RowReader(catalog, stage.fs)
         source = RowBatches(entries, mixture, reader, collator, section, rank=rank, world=world)
         loop = StepLoop(model, section, steps=source.steps, groups=parts.groups, seed=seed)

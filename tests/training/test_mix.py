@@ -11,7 +11,7 @@ from adamllm_ray.config import MixtureSection
 from adamllm_ray.errors import MixtureDriftError
 from adamllm_ray.training.mix import Entry, Item, Mixture
 
-ITEMS = [Item("", f"id{n}", n % 4 != 0, 10) for n in range(2000)]
+ITEMS = [Item("", f"id{n}", n % 4 != 0, (10, 4, 6)) for n in range(2000)]
 
 
 def mixture(items: list[Item] = ITEMS, seed: int = 1, **section: Any) -> Mixture:
@@ -53,7 +53,7 @@ def test_default_uses_every_record_once() -> None:
 
 
 def test_replay_is_exact_interleaved_and_repeated_when_small() -> None:
-    items = [*ITEMS[:400], *(Item("general", f"g{n}", False, 5) for n in range(30))]
+    items = [*ITEMS[:400], *(Item("general", f"g{n}", False, (5, 5, 5)) for n in range(30))]
     mix = mixture(items, replay=[{"name": "general", "path": "x", "weight": 0.25}])
     entries = mix.epoch(0)
     replayed = [index for index, entry in enumerate(entries) if entry.form == "replay:general"]

@@ -13,9 +13,10 @@ from adamllm_ray.config import ImageLimits, RunConfig
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
-from adamllm_ray.models.checkpoint import load_vlm
+from adamllm_ray.models.checkpoint import load_processor
 from adamllm_ray.training.catalog import RowReader, build_catalog, read_catalog, write_catalog
 from adamllm_ray.training.collate import Collator
+from adamllm_ray.training.lengths import Lengths
 from adamllm_ray.training.mix import Mixture
 from adamllm_ray.training.replay import copy_replay
 from adamllm_ray.training.stream import RowBatches, plan, refusal_key
@@ -26,8 +27,9 @@ def streams(run: RunFolder, config: RunConfig, base: Path, world: int) -> list[R
     stage = run.stage("train")
     stage.begin({})
     replay = copy_replay(config.mixture.replay, ImageLimits(), stage)
-    write_catalog(build_catalog(run.stage("synthesize"), replay.files), stage)
-    catalog, processor = read_catalog(stage), load_vlm(base, "float32")[1]
+    processor = load_processor(str(base))
+    write_catalog(build_catalog(run.stage("synthesize"), replay.files, Lengths(processor, ImageLimits())), stage)
+    catalog = read_catalog(stage)
     mixture = Mixture(catalog.items(), config.mixture, config.run.seed)
     entries = plan(mixture, config.training)
     collators = [Collator(processor, config.training.max_length) for _ in range(world)]
