@@ -238,6 +238,11 @@ class TrainingSection(Section):
     workers: Count = 1
     gpus_per_worker: int = Field(default=0, ge=0)
     cpus_per_worker: Positive = 1.0
+    data_workers: int = Field(
+        default=0,
+        ge=0,
+        description="Processes per worker that decode images and make batches, one CPU each; 0: its own thread.",
+    )
     epochs: Count = 1
     max_steps: Count | None = Field(default=None, description="Stop after this many optimizer steps.")
     global_batch: Count = Field(default=128, description="Examples per optimizer step, over all workers.")

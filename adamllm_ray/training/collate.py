@@ -32,11 +32,13 @@ class Batch:
             [batch, tokens], and the processor's own image tensors where there are images.
         weight: how much the batch counts in the mean over a global batch: the number of labels that carry loss.
         ids: ids of the examples in it.
+        refused: id -> verdict of the examples that were to be in it and could not be used.
     """
 
     inputs: dict[str, torch.Tensor]
     weight: float
     ids: list[str] = field(default_factory=list)
+    refused: dict[str, Verdict] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,13 @@ class Collator:
 
     Args:
         processor: a VLM processor, or a bare tokenizer for a text-only model.
-        max_length: tokens, image tokens included; a longer example is left out and noted in ``refused``.
+        max_length: tokens, image tokens included; a longer example is left out and noted in the batch.
         limits: of the images; a picture that breaks them here was not checked by ingest, and stops the job.
         cache_bytes: image tensors kept from one epoch to the next; 0 to keep none.
         packing: join the examples of a batch into one sequence (see `packing`) instead of padding them to a rectangle.
         rope: the model's position function, from `packing.rope_index`; only used when packing.
         always_image: give a batch without any image a blank one without loss, so that every rank of a group uses
             the same parameters in every step (without it the gradient reduction of ZeRO can hang).
-
-    Attributes:
-        refused: id -> verdict of examples that were left out.
     """
 
     def __init__(
@@ -82,7 +81,6 @@ class Collator:
         self.max_length = max_length
         self.limits = limits
         self.always_image = always_image
-        self.refused: dict[str, Verdict] = {}
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.tokenizer.eos_token_id if pad is None else pad
         self.image_token: str | None = getattr(processor, "image_token", None) or getattr(
@@ -101,11 +99,12 @@ class Collator:
         """Tensors of a micro-batch. ``weighted=False`` makes one that counts for nothing (filler of a last batch)."""
         pieces: list[Piece] = []
         used: list[str] = []
+        refused: dict[str, Verdict] = {}
         for example in examples:
             try:
                 ids, labels, image = self.expand(example)
             except ExampleRefused as refusal:
-                self.refused[example.id] = refusal.verdict
+                refused[example.id] = refusal.verdict
                 continue
             pieces.append((ids, labels, image.tensors if image else {}))
             used.append(example.id)
@@ -116,7 +115,9 @@ class Collator:
         text = pack(pieces, self.image_id, self.rope) if self.packing else self._pad(pieces)
         inputs = text | _stack([tensors for _, _, tensors in pieces if tensors])
         labels_count = int((inputs["labels"] != IGNORE).sum())
-        return Batch(inputs, float(labels_count) if weighted else 0.0, used if weighted else [])
+        if not weighted:
+            return Batch(inputs, 0.0)
+        return Batch(inputs, float(labels_count), used, refused)
 
     def expand(self, example: Example) -> tuple[list[int], list[int], _Image | None]:
         """Ids and labels with the image's tokens in place of its placeholder, and the image.

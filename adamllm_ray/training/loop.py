@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from torch import distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from adamllm_ray.config import TrainingSection
+from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import TrainingError
 from adamllm_ray.training.collate import Batch
 from adamllm_ray.training.conversations import IGNORE
@@ -53,6 +54,7 @@ class StepReport:
         lr: learning rate of the first parameter group.
         tokens: labelled tokens of the global batch.
         seconds: wall time of the step on this worker.
+        refused: example id -> verdict, of this worker's examples that could not be used in this step.
     """
 
     step: int
@@ -60,6 +62,7 @@ class StepReport:
     lr: float
     tokens: int
     seconds: float
+    refused: dict[str, Verdict] = field(default_factory=dict)
 
 
 class LossNotFinite(TrainingError):
@@ -179,7 +182,8 @@ class StepLoop:
         if not math.isfinite(mean):  # the same on every worker, so all stop here together
             raise LossNotFinite(f"step {step + 1}: the loss is {mean}; lower training.learning_rate, or see its data")
         self.engine.step()
-        return StepReport(step + 1, mean, lr, int(total), time.perf_counter() - began)
+        refused = {id: verdict for batch in batches for id, verdict in batch.refused.items()}
+        return StepReport(step + 1, mean, lr, int(total), time.perf_counter() - began, refused)
 
     def _loss_sum(self, batch: Batch) -> torch.Tensor:
         """Sum of the loss over the batch's labelled tokens, a scalar with gradient."""

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from adamllm_ray.config import TrainingSection
-from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.config import TrainingSection, parse_config
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ExampleRefused
 from adamllm_ray.models.chat import ChatFormat, Turn
+from adamllm_ray.models.checkpoint import load_processor
 from adamllm_ray.training.batches import micro_batches, steps_for
-from adamllm_ray.training.catalog import RowReader
+from adamllm_ray.training.catalog import RowReader, read_catalog
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.conversations import Example, Form, conversation_example, replayed_turns, single_stage_turns
 from adamllm_ray.training.mix import Entry, Mixture
+from adamllm_ray.training.packing import rope_index
 
 
 def plan(mixture: Mixture, section: TrainingSection) -> list[Entry]:
@@ -32,8 +34,34 @@ def plan(mixture: Mixture, section: TrainingSection) -> list[Entry]:
 
 
 def refusal_key(entry: Entry, id: str) -> str:
-    """Name of one example of a record: what `RowBatches.refused` is keyed on."""
+    """Name of one example of a record: what `Batch.refused` is keyed on."""
     return f"{id}/{entry.epoch}/{entry.copy}"
+
+
+def open_batches(config: str, output: str, base: str, rank: int, world: int) -> RowBatches:
+    """The stream of one worker of a run, from plain data: what a training worker and its data workers start from.
+
+    Args:
+        config: RunConfig as JSON.
+        output: the run folder's absolute address.
+        base: folder of the model; only its processor and configuration are loaded.
+    """
+    from transformers import AutoConfig
+
+    settings = parse_config(json.loads(config))
+    section, stage = settings.training, RunFolder(output, settings.run.s3).stage("train")
+    catalog = read_catalog(stage)
+    mixture = Mixture(catalog.items(), settings.mixture, settings.run.seed)
+    collator = Collator(
+        load_processor(base),
+        section.max_length,
+        limits=settings.data.images,
+        packing=section.packing,
+        rope=rope_index(AutoConfig.from_pretrained(base, local_files_only=True)) if section.packing else None,
+        always_image=True,
+    )
+    reader = RowReader(catalog, stage.fs)
+    return RowBatches(plan(mixture, section), mixture, reader, collator, section, rank=rank, world=world)
 
 
 class RowBatches:
@@ -41,7 +69,6 @@ class RowBatches:
 
     Attributes:
         steps: optimizer steps in all.
-        refused: `refusal_key` -> verdict, of examples that could not be used so far.
     """
 
     def __init__(
@@ -63,7 +90,6 @@ class RowBatches:
             image_token=collator.image_token,
         )
         self.steps = steps_for(len(entries), section)
-        self.refused: dict[str, Verdict] = collator.refused
 
     def load(self, step: int) -> list[Batch]:
         """This worker's micro-batches of a step, counted from 0."""
@@ -76,13 +102,15 @@ class RowBatches:
         return self.mixture.items[entry.item].length(entry.form)
 
     def _batch(self, entries: list[Entry], *, weighted: bool = True) -> Batch:
-        examples = []
+        examples, refused = [], {}
         for entry in entries:
             try:
                 examples.append(self._example(entry))
             except ExampleRefused as refusal:
-                self.refused[refusal_key(entry, self.mixture.items[entry.item].id)] = refusal.verdict
-        return self.collator(examples, weighted=weighted)
+                refused[refusal_key(entry, self.mixture.items[entry.item].id)] = refusal.verdict
+        batch = self.collator(examples, weighted=weighted)
+        batch.refused.update(refused if weighted else {})
+        return batch
 
     def _example(self, entry: Entry) -> Example:
         row = self.reader.read(entry.item)

@@ -36,6 +36,7 @@ _CODE = (
     "catalog",
     "collate",
     "conversations",
+    "feed",
     "lengths",
     "loop",
     "mix",
@@ -44,7 +45,15 @@ _CODE = (
     "stream",
     "worker",
 )
-_FREE = {"workers", "gpus_per_worker", "cpus_per_worker", "checkpoint_every", "keep_checkpoints", "max_failures"}
+_FREE = {
+    "workers",
+    "gpus_per_worker",
+    "cpus_per_worker",
+    "data_workers",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "max_failures",
+}
 
 
 def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
@@ -155,7 +164,7 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int) -> dict[str, 
     with ray_session(), progress.task(STAGE, steps) as bar:
         board = _start_board()
         with _watching(board, bar):
-            error = _fit(config, run, base, board)
+            error = _fit(config, run, base, steps, board)
         failure = _failure(board)
     if failure:
         raise TrainingError(failure)
@@ -168,12 +177,13 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int) -> dict[str, 
     return outcome
 
 
-def _fit(config: RunConfig, run: RunFolder, base: str, board: Any) -> Exception | None:
+def _fit(config: RunConfig, run: RunFolder, base: str, steps: int, board: Any) -> Exception | None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     section, stage = config.training, run.stage(STAGE)
-    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "board": board}
+    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
+    job["board"] = board
     resources: dict[str, float] = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker

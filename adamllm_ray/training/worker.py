@@ -36,7 +36,7 @@ def work(job: dict[str, Any]) -> None:
 
     board = job["board"]
     try:
-        worker = Worker.start(parse_config(json.loads(job["config"])), job["output"], job["model"])
+        worker = Worker.start(parse_config(json.loads(job["config"])), job["output"], job["model"], job["steps"])
         worker.train(lambda report: board.step.remote(report))
     except (ModelError, LossNotFinite, WorldChanged) as error:
         import ray
@@ -62,21 +62,24 @@ class Worker:
     rank: int
     world: int
     reports: list[dict[str, Any]]
+    refused: dict[str, Verdict]
 
     @classmethod
-    def start(cls, config: RunConfig, output: str, base: str) -> Worker:
-        """Load the model and the plan, put the engine together. ``output``: the run folder's absolute address."""
+    def start(cls, config: RunConfig, output: str, base: str, steps: int) -> Worker:
+        """Load the model and the plan, put the engine together.
+
+        Args:
+            output: the run folder's absolute address.
+            steps: optimizer steps of the whole run.
+        """
         import torch
         from torch import distributed as dist
 
         from adamllm_ray.models.checkpoint import load_vlm
-        from adamllm_ray.training.catalog import RowReader, read_catalog
-        from adamllm_ray.training.collate import Collator
+        from adamllm_ray.training.feed import FedBatches
         from adamllm_ray.training.loop import StepLoop
-        from adamllm_ray.training.mix import Mixture
-        from adamllm_ray.training.packing import rope_index
         from adamllm_ray.training.parts import prepare_parts
-        from adamllm_ray.training.stream import RowBatches, plan
+        from adamllm_ray.training.stream import open_batches
 
         section, seed = config.training, config.run.seed
         rank, world = dist.get_rank(), dist.get_world_size()
@@ -87,29 +90,28 @@ class Worker:
         if section.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         parts = prepare_parts(model, section)
-        stage = RunFolder(output, config.run.s3).stage("train")
-        catalog = read_catalog(stage)
-        mixture = Mixture(catalog.items(), config.mixture, seed)
-        collator = Collator(
-            processor,
-            section.max_length,
-            limits=config.data.images,
-            packing=section.packing,
-            rope=rope_index(model.config) if section.packing else None,
-            always_image=True,
+        opening: dict[str, Any] = {
+            "config": config.model_dump_json(),
+            "output": output,
+            "base": base,
+            "rank": rank,
+            "world": world,
+        }
+        source: Any = (
+            FedBatches(steps, opening, section.data_workers) if section.data_workers else open_batches(**opening)
         )
-        entries, reader = plan(mixture, section), RowReader(catalog, stage.fs)
-        source = RowBatches(entries, mixture, reader, collator, section, rank=rank, world=world)
-        loop = StepLoop(model, section, steps=source.steps, groups=parts.groups, seed=seed)
-        rows = [asdict(row) for row in parts.rows]
-        return cls(config, base, stage, loop, source, processor, rows, rank, world, [])
+        loop = StepLoop(model, section, steps=steps, groups=parts.groups, seed=seed)
+        rows, stage = [asdict(row) for row in parts.rows], RunFolder(output, config.run.s3).stage("train")
+        return cls(config, base, stage, loop, source, processor, rows, rank, world, [], {})
 
     def train(self, told: Callable[[dict[str, Any]], object]) -> None:
         """Continue from the newest valid checkpoint, or start; end with the exported model and the outcome."""
         start = self._resume()
 
         def after(report: Any) -> None:
-            self.reports.append(asdict(report))
+            told_of = asdict(report)
+            self.refused.update(told_of.pop("refused"))
+            self.reports.append(told_of)
             if self.rank == 0:
                 told(self.reports[-1])
             if report.step % self.config.training.checkpoint_every == 0 or report.step == self.source.steps:
@@ -147,7 +149,7 @@ class Worker:
         self.loop.load(folder)
         notes = json.loads((folder / f"worker-{self.rank}.json").read_text("utf-8"))
         self.reports = notes["reports"]
-        self.source.refused.update({key: Verdict(value) for key, value in notes["refused"].items()})
+        self.refused.update({key: Verdict(value) for key, value in notes["refused"].items()})
 
     def _checkpoint(self, step: int) -> None:
         """Save, sign, and hand over to Ray Train, which merges the folders of all workers into one."""
@@ -158,7 +160,7 @@ class Worker:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             self.loop.save(folder)
-            notes = {"reports": self.reports if self.rank == 0 else [], "refused": self.source.refused.copy()}
+            notes = {"reports": self.reports if self.rank == 0 else [], "refused": self.refused}
             (folder / f"worker-{self.rank}.json").write_text(json.dumps(notes), "utf-8")
             files: list[Any] = [None] * self.world
             dist.all_gather_object(files, snapshots.sign_files(folder))
@@ -176,7 +178,7 @@ class Worker:
 
         weights = self.loop.weights()
         refused: list[Any] = [None] * self.world
-        dist.all_gather_object(refused, {key: str(value) for key, value in self.source.refused.items()})
+        dist.all_gather_object(refused, {key: str(value) for key, value in self.refused.items()})
         if self.rank == 0:
             self._export(weights)
             merged = {key: value for part in refused for key, value in part.items()}

@@ -63,7 +63,7 @@ def test_long_example_is_left_out_and_noted(loaded: tuple[Any, Any]) -> None:
     collator = Collator(processor, 100)
     batch = collator([described(processor, 1), described(processor, 2, "blue " * 100)])
     assert batch.ids == ["i1"]
-    assert collator.refused == {"i2": Verdict.EXAMPLE_TOO_LONG}
+    assert batch.refused == {"i2": Verdict.EXAMPLE_TOO_LONG}
     empty = collator([described(processor, 2, "blue " * 100)])
     assert (empty.weight, empty.ids) == (0.0, [])  # still a batch, so that workers stay in step
 

@@ -15,7 +15,7 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
 from adamllm_ray.models.checkpoint import load_processor
 from adamllm_ray.training.catalog import RowReader, build_catalog, read_catalog, write_catalog
-from adamllm_ray.training.collate import Collator
+from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.lengths import Lengths
 from adamllm_ray.training.mix import Mixture
 from adamllm_ray.training.replay import copy_replay
@@ -41,10 +41,12 @@ def streams(run: RunFolder, config: RunConfig, base: Path, world: int) -> list[R
     ]
 
 
+def batches(sources: list[RowBatches]) -> list[Batch]:
+    return [batch for source in sources for step in range(source.steps) for batch in source.load(step)]
+
+
 def seen(sources: list[RowBatches]) -> Counter[str]:
-    return Counter(
-        id for source in sources for step in range(source.steps) for batch in source.load(step) for id in batch.ids
-    )
+    return Counter(id for batch in batches(sources) for id in batch.ids)
 
 
 def test_each_example_once_however_many_workers(tmp_path: Path, tiny_vlm: Path) -> None:
@@ -61,8 +63,9 @@ def test_long_example_is_noted_by_the_worker_that_met_it(tmp_path: Path, tiny_vl
     rows = synthesized_rows()
     rows[1]["caption"] = "a red circle " * 200
     sources = streams(finished_synthesis(tmp_path, rows), training_config(tmp_path, tiny_vlm, epochs=1), tiny_vlm, 2)
-    ids = seen(sources)
-    refused: dict[str, Verdict] = sources[0].refused | sources[1].refused
+    made = batches(sources)
+    ids = [id for batch in made for id in batch.ids]
+    refused = {key: verdict for batch in made for key, verdict in batch.refused.items()}
     entry = next(e for e in sources[0].entries if sources[0].mixture.items[e.item].id == rows[1]["id"])
     assert refused == {refusal_key(entry, rows[1]["id"]): Verdict.EXAMPLE_TOO_LONG}
     assert len(ids) == ROWS - 3
