@@ -40,6 +40,8 @@ class FedBatches:
         found, batches = next(self._stream)
         if found != step:
             raise RuntimeError(f"the data pipeline gave step {found} where {step} was due")
+        if step + 1 == self.steps:
+            next(self._stream, None)  # lets Ray Data end the pipeline and its actors
         return batches
 
     def _open(self, start: int) -> Iterator[tuple[int, list[Batch]]]:
