@@ -33,12 +33,20 @@ class Batch:
         weight: how much the batch counts in the mean over a global batch: the number of labels that carry loss.
         ids: ids of the examples in it.
         refused: id -> verdict of the examples that were to be in it and could not be used.
+        kinds: (row, start, stop, kind) of stretches of the labels: what the loss is reported apart for.
     """
 
     inputs: dict[str, torch.Tensor]
     weight: float
     ids: list[str] = field(default_factory=list)
     refused: dict[str, Verdict] = field(default_factory=dict)
+    kinds: list[tuple[int, int, int, str]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Input tokens without padding."""
+        mask = self.inputs.get("attention_mask")
+        return self.inputs["input_ids"].numel() if mask is None else int(mask.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +108,17 @@ class Collator:
         pieces: list[Piece] = []
         used: list[str] = []
         refused: dict[str, Verdict] = {}
+        kinds: list[tuple[int, int, int, str]] = []
+        start = 0
         for example in examples:
             try:
                 ids, labels, image = self.expand(example)
             except ExampleRefused as refusal:
                 refused[example.id] = refusal.verdict
                 continue
+            row, offset = (0, start) if self.packing else (len(pieces), 0)
+            kinds += [(row, first + offset, last + offset, kind) for first, last, kind in self._moved(example, ids)]
+            start += len(ids)
             pieces.append((ids, labels, image.tensors if image else {}))
             used.append(example.id)
         if not pieces or (self.always_image and self.image_id is not None and not any(piece[2] for piece in pieces)):
@@ -117,7 +130,7 @@ class Collator:
         labels_count = int((inputs["labels"] != IGNORE).sum())
         if not weighted:
             return Batch(inputs, 0.0)
-        return Batch(inputs, float(labels_count), used, refused)
+        return Batch(inputs, float(labels_count), used, refused, kinds)
 
     def expand(self, example: Example) -> tuple[list[int], list[int], _Image | None]:
         """Ids and labels with the image's tokens in place of its placeholder, and the image.
@@ -137,6 +150,12 @@ class Collator:
         if len(ids) > self.max_length:
             raise ExampleRefused(Verdict.EXAMPLE_TOO_LONG, f"{len(ids)} tokens, training.max_length {self.max_length}")
         return ids, labels, image
+
+    def _moved(self, example: Example, ids: list[int]) -> list[tuple[int, int, str]]:
+        """The example's kinds where they are now that its image's tokens are in."""
+        added = len(ids) - len(example.ids)
+        at = example.ids.index(self.image_id) if added and self.image_id is not None else 0
+        return [(a + added, b + added, kind) if a > at else (a, b, kind) for a, b, kind in example.kinds]
 
     def length(self, example: Example) -> int:
         """Tokens of an example with its image's, read off the image's header. Raises ImageRefused as decoding would."""

@@ -14,7 +14,7 @@ and one for text without turns, `completion_example`: loss on the completion onl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from adamllm_ray.data.record import uniform
@@ -52,12 +52,14 @@ class Example:
         ids: token ids; an image is ONE placeholder token here.
         labels: same length; the token itself where it carries loss, IGNORE elsewhere (not shifted).
         image: encoded bytes (JPEG, PNG, ...), or None for text.
+        kinds: (start, stop, kind) of stretches of ``labels``, for the loss per kind: caption, task, replay:NAME.
     """
 
     id: str
     ids: list[int]
     labels: list[int]
     image: bytes | None = None
+    kinds: list[tuple[int, int, str]] = field(default_factory=list)
 
 
 def conversation_example(
@@ -67,8 +69,12 @@ def conversation_example(
     *,
     id: str = "",
     image: bytes | None = None,
+    kinds: Sequence[str] = (),
 ) -> Example:
     """Tokens and mask of a conversation.
+
+    Args:
+        kinds: what each assistant turn is, for the loss per kind; a single one stands for all.
 
     Raises:
         ExampleRefused: no token would carry loss (empty texts, or a synthesizer conversation without a task).
@@ -84,7 +90,11 @@ def conversation_example(
         trained = [(caption.stop, len(ids))] if caption is not None and has_task else []
     else:
         trained = [(1, len(ids))]
-    return _masked(id, ids, trained, image)
+    example = _masked(id, ids, trained, image)
+    answers = [span for span in spans if span.role == "assistant"]
+    named = list(kinds) * len(answers) if len(kinds) == 1 else kinds
+    example.kinds.extend((span.text, span.stop, kind) for span, kind in zip(answers, named, strict=False))
+    return example
 
 
 def completion_example(prompt: Sequence[int], completion: Sequence[int], *, id: str = "") -> Example:
@@ -125,17 +135,21 @@ def single_stage_turns(row: Mapping[str, Any], form: Form, *, seed: int, epoch: 
 
     The order of the two is drawn by hash of (seed, epoch, id); the image stands before whatever comes first.
     """
-    parts: list[tuple[str, str]] = []
-    if form != "task":
-        parts.append((caption_request(row, seed=seed, epoch=epoch), row["caption"]))
-    if form != "caption":
-        parts.append((row["instruction"], joined_answer(row["informative"], row["precise"])))
-    if uniform(seed, "order", epoch, row["id"]) < 0.5:
-        parts.reverse()
     turns: list[Turn] = []
-    for index, (question, answer) in enumerate(parts):
+    for index, kind in enumerate(turn_kinds(row, form, seed=seed, epoch=epoch)):
+        if kind == "caption":
+            question, answer = caption_request(row, seed=seed, epoch=epoch), row["caption"]
+        else:
+            question, answer = row["instruction"], joined_answer(row["informative"], row["precise"])
         turns += [Turn("user", question, image=index == 0), Turn("assistant", answer)]
     return turns
+
+
+def turn_kinds(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int) -> list[str]:
+    """What the assistant turns of `single_stage_turns` are, in order: caption, task."""
+    if form != "both":
+        return [form]
+    return ["task", "caption"] if uniform(seed, "order", epoch, row["id"]) < 0.5 else ["caption", "task"]
 
 
 def replayed_turns(texts: Sequence[tuple[str, str]], has_image: bool) -> list[Turn]:

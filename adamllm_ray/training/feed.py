@@ -11,7 +11,6 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 
@@ -78,10 +77,10 @@ class _Maker:
 
 
 def _to_bytes(batches: list[Batch]) -> bytes:
-    plain = [({k: v.numpy() for k, v in b.inputs.items()}, b.weight, b.ids, b.refused) for b in batches]
+    plain = [({k: v.numpy() for k, v in b.inputs.items()}, b.weight, b.ids, b.refused, b.kinds) for b in batches]
     return pickle.dumps(plain, protocol=5)
 
 
 def _from_bytes(data: bytes) -> list[Batch]:
-    plain: list[tuple[dict[str, np.ndarray[Any, Any]], Any, Any, Any]] = pickle.loads(data)  # noqa: S301 - our own actor's
+    plain: list[Any] = pickle.loads(data)  # noqa: S301 - made by our own actor
     return [Batch({k: torch.from_numpy(v) for k, v in inputs.items()}, *rest) for inputs, *rest in plain]

@@ -16,7 +16,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,13 @@ class StepReport:
         lr: learning rate of the first parameter group.
         tokens: labelled tokens of the global batch.
         seconds: wall time of the step on this worker.
+        inputs: input tokens of the global batch, image tokens included, padding not.
+        padding: share of the computed positions that are padding.
+        examples: in the global batch.
+        grad_norm: before clipping, over all parameters.
+        kinds: kind of text (caption, task, replay:NAME) -> (nats per labelled token, labelled tokens).
         refused: example id -> verdict, of this worker's examples that could not be used in this step.
+        stopping: a worker was asked to stop; all workers see it in the same step, and this is their last.
     """
 
     step: int
@@ -62,7 +68,13 @@ class StepReport:
     lr: float
     tokens: int
     seconds: float
+    inputs: int = 0
+    padding: float = 0.0
+    examples: int = 0
+    grad_norm: float = 0.0
+    kinds: dict[str, tuple[float, int]] = field(default_factory=dict)
     refused: dict[str, Verdict] = field(default_factory=dict)
+    stopping: bool = False
 
 
 class LossNotFinite(TrainingError):
@@ -79,6 +91,7 @@ class StepLoop:
         section: batch sizes, schedule, precision, ZeRO stage.
         steps: optimizer steps of the whole run; the schedule ends there.
         groups: torch parameter groups with their own lr / weight_decay; all parameters with the section's otherwise.
+        kinds: kinds of text whose loss is also reported apart; the same on all workers.
         seed: for dropout.
     """
 
@@ -89,11 +102,12 @@ class StepLoop:
         *,
         steps: int,
         groups: list[dict[str, Any]] | None = None,
+        kinds: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
         join_process_group()
         deepspeed = _deepspeed()
-        self.section, self.steps, self.seed = section, steps, seed
+        self.section, self.steps, self.kinds, self.seed = section, steps, list(kinds), seed
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.labelled = "logits_to_keep" in inspect.signature(model.forward).parameters
         groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
@@ -113,8 +127,12 @@ class StepLoop:
         *,
         start: int = 0,
         on_step: Callable[[StepReport], None] | None = None,
+        asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> list[StepReport]:
         """Take the steps from ``start`` (steps already done) to the end of the source.
+
+        Args:
+            asked_to_stop: looked at before every step; True on any worker makes that step the last on all of them.
 
         Raises:
             LossNotFinite: NaN, infinite, or without any labelled token; stops before the update, on every worker.
@@ -122,22 +140,25 @@ class StepLoop:
         self.engine.train()
         reports = []
         for step, batches in _ahead(source, start):
-            report = self._step(step, batches)
+            report = self._step(step, batches, asked_to_stop())
             reports.append(report)
             if on_step is not None:
                 on_step(report)
+            if report.stopping:
+                break
         return reports
 
     def save(self, folder: str | Path) -> None:
         """Write this worker's share of weights and optimizer state under ``folder``. Every worker must call it."""
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
-    def load(self, folder: str | Path) -> None:
-        """Restore what `save` wrote. The number of workers must be the same.
+    def load(self, folder: str | Path, *, universal: bool = False) -> None:
+        """Restore what `save` wrote with as many workers, or what `reshard.to_universal` made of it for any number.
 
         Raises:
             TrainingError: the checkpoint cannot be read.
         """
+        self.engine._config.load_universal_checkpoint = universal  # DeepSpeed takes it from its JSON only
         try:
             path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         except Exception as error:  # DeepSpeed raises bare RuntimeError, AssertionError, KeyError, ...
@@ -161,45 +182,81 @@ class StepLoop:
                     whole[name] = named[name].detach().cpu().clone()
         return whole if self.rank == 0 else None
 
-    def _step(self, step: int, batches: list[Batch]) -> StepReport:
+    def _step(self, step: int, batches: list[Batch], stop: bool) -> StepReport:
         began = time.perf_counter()
         torch.manual_seed(self.seed * 1_000_003 + step * 1009 + self.rank)
-        total = self._sum(sum(batch.weight for batch in batches))
+        text = batches if self.labelled else []  # what a model of another kind calls its inputs is not known here
+        total, stopping, inputs, positions, examples = self._sum(
+            sum(batch.weight for batch in batches),
+            stop,
+            sum(batch.tokens for batch in text),
+            sum(batch.inputs["input_ids"].numel() for batch in text),
+            sum(len(batch.ids) for batch in batches),
+        )
         if total <= 0:
             raise LossNotFinite(f"step {step + 1}: no token of the global batch carries loss")
         lr = self._set_learning_rate(step)
-        summed = torch.zeros((), dtype=torch.float64)
+        summed = torch.zeros(1 + 2 * len(self.kinds), dtype=torch.float64)
         for index, batch in enumerate(batches):
-            loss = self._loss_sum(batch)
-            summed += loss.detach().double().cpu()
+            loss, parts = self._loss_sum(batch)
+            summed += torch.cat([loss.detach().double().cpu()[None], parts])
             # with a token budget the number of micro-batches differs from step to step
             self.engine.set_gradient_accumulation_boundary(index + 1 == len(batches))
             # DeepSpeed averages gradients over workers; we want their sum over the global count of labels
             self.engine.backward(loss * (self.world / total), scale_wrt_gas=False)
             if index + 1 < len(batches):
                 self.engine.step()  # only counts: the optimizer moves at the end of the accumulation
-        mean = self._sum(float(summed)) / total
-        if not math.isfinite(mean):  # the same on every worker, so all stop here together
+        whole, *apart = self._sum(*summed.tolist())
+        if not math.isfinite(whole):  # the same on every worker, so all stop here together
+            mean = whole / total
             raise LossNotFinite(f"step {step + 1}: the loss is {mean}; lower training.learning_rate, or see its data")
         self.engine.step()
-        refused = {id: verdict for batch in batches for id, verdict in batch.refused.items()}
-        return StepReport(step + 1, mean, lr, int(total), time.perf_counter() - began, refused)
+        counts = zip(self.kinds, apart[::2], apart[1::2], strict=True)
+        return StepReport(
+            step=step + 1,
+            loss=whole / total,
+            lr=lr,
+            tokens=int(total),
+            seconds=time.perf_counter() - began,
+            inputs=int(inputs),
+            padding=1 - inputs / positions if positions else 0.0,
+            examples=int(examples),
+            grad_norm=float(self.engine.get_global_grad_norm() or 0.0),
+            kinds={kind: (nats / count, int(count)) for kind, nats, count in counts if count},
+            refused={id: verdict for batch in batches for id, verdict in batch.refused.items()},
+            stopping=stopping > 0,
+        )
 
-    def _loss_sum(self, batch: Batch) -> torch.Tensor:
-        """Sum of the loss over the batch's labelled tokens, a scalar with gradient."""
+    def _loss_sum(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the loss over the batch's labelled tokens, a scalar with gradient; (sum, labels) of each kind."""
         device = self.engine.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
         inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         if not self.labelled:
-            return self.engine(**inputs).loss.float() * batch.weight
+            loss = self.engine(**inputs).loss.float() * batch.weight
+            return loss, torch.zeros(2 * len(self.kinds), dtype=torch.float64)
         targets = inputs.pop("labels")[:, 1:]
         columns = (batch.inputs["labels"][:, 1:] != IGNORE).any(0).nonzero().flatten()
         columns = (columns if len(columns) else torch.zeros(1, dtype=torch.long)).to(device)
         logits = self.engine(**inputs, logits_to_keep=columns, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets[:, columns].flatten(), ignore_index=IGNORE, reduction="sum"
+        targets = targets[:, columns]
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
         )
-        return loss if batch.weight else loss * 0.0
+        apart = self._apart(batch, losses.detach().view(targets.shape), targets, columns)
+        return (losses.sum() if batch.weight else losses.sum() * 0.0), apart
+
+    def _apart(self, batch: Batch, losses: torch.Tensor, targets: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+        """(sum of the loss, labelled tokens) for each of ``self.kinds``, flat, on the CPU; nothing without kinds."""
+        if not self.kinds or not batch.weight:
+            return torch.zeros(2 * len(self.kinds), dtype=torch.float64)
+        which = torch.full(batch.inputs["labels"].shape, -1)
+        for row, start, stop, kind in batch.kinds:
+            which[row, start:stop] = self.kinds.index(kind)
+        which = which[:, 1:].to(columns.device)[:, columns]
+        found = [((which == index) & (targets != IGNORE)) for index in range(len(self.kinds))]
+        pairs = [torch.stack([losses[mask].sum(), mask.sum().float()]) for mask in found]
+        return torch.cat(pairs).double().cpu()
 
     def _set_learning_rate(self, step: int) -> float:
         factor = schedule_factor(self.section, step, self.steps)
@@ -207,13 +264,14 @@ class StepLoop:
             group["lr"] = base * factor
         return self._base_lrs[0] * factor
 
-    def _sum(self, value: float) -> float:
-        """Sum over all workers."""
+    def _sum(self, *values: float) -> list[float]:
+        """Sums over all workers."""
         if self.world == 1:
-            return value
-        tensor = torch.tensor([value], dtype=torch.float64, device=self.engine.device)
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
         dist.all_reduce(tensor)
-        return float(tensor.item())
+        found: list[float] = tensor.tolist()
+        return found
 
 
 def schedule_factor(section: TrainingSection, step: int, steps: int) -> float:

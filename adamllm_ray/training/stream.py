@@ -17,7 +17,14 @@ from adamllm_ray.models.checkpoint import load_processor
 from adamllm_ray.training.batches import micro_batches, steps_for
 from adamllm_ray.training.catalog import RowReader, read_catalog
 from adamllm_ray.training.collate import Batch, Collator
-from adamllm_ray.training.conversations import Example, Form, conversation_example, replayed_turns, single_stage_turns
+from adamllm_ray.training.conversations import (
+    Example,
+    Form,
+    conversation_example,
+    replayed_turns,
+    single_stage_turns,
+    turn_kinds,
+)
 from adamllm_ray.training.mix import Entry, Mixture
 from adamllm_ray.training.packing import rope_index
 
@@ -114,13 +121,13 @@ class RowBatches:
 
     def _example(self, entry: Entry) -> Example:
         row = self.reader.read(entry.item)
-        replayed = entry.form.startswith("replay:")
-        turns = (
-            replayed_turns(json.loads(row["turns"]), row["image"] is not None) if replayed else self._turns(row, entry)
-        )
+        turns, kinds = self._turns(row, entry)
         key = refusal_key(entry, row["id"])
-        return conversation_example(self.chat, turns, "assistant", id=key, image=row["image"])
+        return conversation_example(self.chat, turns, "assistant", id=key, image=row["image"], kinds=kinds)
 
-    def _turns(self, row: dict[str, Any], entry: Entry) -> list[Turn]:
+    def _turns(self, row: dict[str, Any], entry: Entry) -> tuple[list[Turn], list[str]]:
+        if entry.form.startswith("replay:"):
+            return replayed_turns(json.loads(row["turns"]), row["image"] is not None), [entry.form]
         form: Form = "caption" if entry.form == "untasked" else cast("Form", entry.form)
-        return single_stage_turns(row, form, seed=self.mixture.seed, epoch=entry.epoch)
+        draw = {"seed": self.mixture.seed, "epoch": entry.epoch}
+        return single_stage_turns(row, form, **draw), turn_kinds(row, form, **draw)

@@ -162,12 +162,14 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int) -> dict[str, 
     """Train in Ray. Returns what worker 0 wrote at the end."""
     stage = run.stage(STAGE)
     with ray_session(), progress.task(STAGE, steps) as bar:
-        board = _start_board()
-        with _watching(board, bar):
+        board, stopping = _start_board(), threading.Event()
+        with _watching(board, bar, stopping), _gentle_sigterm(stopping):
             error = _fit(config, run, base, steps, board)
         failure = _failure(board)
     if failure:
         raise TrainingError(failure)
+    if stopping.is_set() and storage.read_small(stage.place.child(OUTCOME)) is None:
+        raise KeyboardInterrupt
     if error is not None:
         raise TrainingError(f"training stopped: {_first_cause(error)}. The same command continues.") from error
     written = storage.read_small(stage.place.child(OUTCOME))
@@ -224,17 +226,43 @@ def _own_interrupts() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
 
 
+@contextmanager
+def _gentle_sigterm(stopping: threading.Event) -> Iterator[None]:
+    """SIGTERM (a pod that is to go, a preempted node) lets the step end and a checkpoint be saved; a second one does
+    not wait.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def note(_number: int, _frame: Any) -> None:
+        stopping.set()
+        signal.signal(signal.SIGTERM, before)
+
+    signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _start_board() -> Any:
-    """A small actor that worker 0 tells its steps, and any worker an error that trying again cannot mend."""
+    """A small actor: worker 0 tells it the steps and hears whether to stop; any worker, what no retry can mend."""
     import ray
 
     class Board:
         def __init__(self) -> None:
             self.last: dict[str, Any] = {}
             self.failure = ""
+            self.stopping = False
 
-        def step(self, report: dict[str, Any]) -> None:
+        def step(self, report: dict[str, Any]) -> bool:
             self.last = report
+            return self.stopping
+
+        def stop(self) -> None:
+            self.stopping = True
 
         def fail(self, message: str) -> None:
             self.failure = message
@@ -246,14 +274,16 @@ def _start_board() -> Any:
 
 
 @contextmanager
-def _watching(board: Any, bar: progress.Task) -> Iterator[None]:
-    """Show the board's last step on the bar, once a second."""
+def _watching(board: Any, bar: progress.Task, stopping: threading.Event) -> Iterator[None]:
+    """Show the board's last step on the bar, once a second; tell it when the run is to stop."""
     import ray
 
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(1.0):
+            if stopping.is_set():
+                board.stop.remote()
             last, _ = ray.get(board.state.remote())
             if last:
                 bar.update(last["step"], f"loss {last['loss']:.3f}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from adamllm_ray.config import RunConfig, parse_config
 from adamllm_ray.data import storage
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import ModelError, TrainingError
+from adamllm_ray.errors import ModelError
 from adamllm_ray.training import snapshots
 
 OUTCOME = "outcome.json"
 RAY_RUN = "train"  # name of the Ray Train run inside <stage>/ray
+RESHARDED = "resharded"  # beside it: the checkpoint while another number of workers takes it over
 
 
 def work(job: dict[str, Any]) -> None:
@@ -37,15 +39,29 @@ def work(job: dict[str, Any]) -> None:
     board = job["board"]
     try:
         worker = Worker.start(parse_config(json.loads(job["config"])), job["output"], job["model"], job["steps"])
-        worker.train(lambda report: board.step.remote(report))
-    except (ModelError, LossNotFinite, WorldChanged) as error:
+        worker.train(_Line(board))
+    except (ModelError, LossNotFinite) as error:
         import ray
 
         ray.get(board.fail.remote(str(error)))
 
 
-class WorldChanged(TrainingError):
-    """The newest checkpoint belongs to another number of workers."""
+class _Line:
+    """Worker 0's line to the driver: tells it each step, hears whether to stop. Never waits."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+        self._answer: Any = None
+
+    def tell(self, report: dict[str, Any]) -> None:
+        """Send a step; the answer is looked at later."""
+        self._answer = self._board.step.remote(report)
+
+    def stop(self) -> bool:
+        """Whether the driver's last answer that has arrived says stop."""
+        import ray
+
+        return self._answer is not None and bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer)
 
 
 @dataclass(slots=True)
@@ -100,25 +116,31 @@ class Worker:
         source: Any = (
             FedBatches(steps, opening, section.data_workers) if section.data_workers else open_batches(**opening)
         )
-        loop = StepLoop(model, section, steps=steps, groups=parts.groups, seed=seed)
+        kinds = ["caption", "task", *(f"replay:{source.name}" for source in config.mixture.replay)]
+        loop = StepLoop(model, section, steps=steps, groups=parts.groups, kinds=kinds, seed=seed)
         rows, stage = [asdict(row) for row in parts.rows], RunFolder(output, config.run.s3).stage("train")
         return cls(config, base, stage, loop, source, processor, rows, rank, world, [], {})
 
-    def train(self, told: Callable[[dict[str, Any]], object]) -> None:
-        """Continue from the newest valid checkpoint, or start; end with the exported model and the outcome."""
+    def train(self, line: _Line) -> None:
+        """Continue from the newest valid checkpoint, or start; end with the exported model and the outcome.
+
+        Asked to stop, it ends with a checkpoint and no outcome.
+        """
         start = self._resume()
 
         def after(report: Any) -> None:
             told_of = asdict(report)
             self.refused.update(told_of.pop("refused"))
+            last = told_of.pop("stopping") or report.step == self.source.steps
             self.reports.append(told_of)
             if self.rank == 0:
-                told(self.reports[-1])
-            if report.step % self.config.training.checkpoint_every == 0 or report.step == self.source.steps:
+                line.tell(told_of)
+            if last or report.step % self.config.training.checkpoint_every == 0:
                 self._checkpoint(report.step)
 
-        self.loop.run(self.source, start=start, on_step=after)
-        self._finish()
+        taken = self.loop.run(self.source, start=start, on_step=after, asked_to_stop=line.stop)
+        if not taken or taken[-1].step == self.source.steps:
+            self._finish()
 
     def _resume(self) -> int:
         """Load the newest valid checkpoint. Returns the number of steps it has behind it."""
@@ -131,25 +153,42 @@ class Worker:
         snapshot: snapshots.Snapshot | None = choice[0]
         if snapshot is None:
             return 0
-        if snapshot.world != self.world:
-            raise WorldChanged(
-                f"the newest checkpoint was written by {snapshot.world} workers, this run has {self.world}; set "
-                f"training.workers={snapshot.world} to continue it, or --force-new to start again"
-            )
         place = runs.child(snapshot.name)
-        if place.local:
-            self._restore(Path(place.path))
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                pafs.copy_files(place.path, folder, source_filesystem=place.fs)
-                self._restore(Path(folder))
+        with _local(place) as folder:
+            self._read_notes(folder, snapshot.world)
+            if snapshot.world == self.world:
+                self.loop.load(folder)
+        if snapshot.world != self.world:
+            self._load_resharded(place)
         return snapshot.step
 
-    def _restore(self, folder: Path) -> None:
-        self.loop.load(folder)
-        notes = json.loads((folder / f"worker-{self.rank}.json").read_text("utf-8"))
-        self.reports = notes["reports"]
-        self.refused.update({key: Verdict(value) for key, value in notes["refused"].items()})
+    def _load_resharded(self, place: storage.Location) -> None:
+        """Load a checkpoint of another number of workers: worker 0 converts it, everybody reads the result."""
+        from torch import distributed as dist
+
+        from adamllm_ray.training.reshard import to_universal
+
+        target = self.stage.place.child(f"ray/{RESHARDED}")
+        if self.rank == 0:
+            with _local(place) as folder, tempfile.TemporaryDirectory() as made:
+                to_universal(folder, Path(made))
+                storage.remove_folder(target)
+                storage.make_folder(target)
+                pafs.copy_files(made, target.path, destination_filesystem=target.fs)
+        dist.barrier()
+        with _local(target) as folder:
+            self.loop.load(folder, universal=True)
+        dist.barrier()
+        if self.rank == 0:
+            storage.remove_folder(target)
+
+    def _read_notes(self, folder: Path, world: int) -> None:
+        """Take over what the workers of the checkpoint had noted; what several of them noted goes to worker 0."""
+        ranks = [self.rank] if world == self.world else range(world) if self.rank == 0 else []
+        for rank in ranks:
+            notes = json.loads((folder / f"worker-{rank}.json").read_text("utf-8"))
+            self.reports = notes["reports"] or self.reports
+            self.refused.update({key: Verdict(value) for key, value in notes["refused"].items()})
 
     def _checkpoint(self, step: int) -> None:
         """Save, sign, and hand over to Ray Train, which merges the folders of all workers into one."""
@@ -202,3 +241,14 @@ class Worker:
             storage.remove_folder(target)
             storage.make_folder(target)
             pafs.copy_files(folder, target.path, destination_filesystem=target.fs)
+
+
+@contextmanager
+def _local(place: storage.Location) -> Iterator[Path]:
+    """The folder itself on a disk that all nodes share, a copy of it otherwise."""
+    if place.local:
+        yield Path(place.path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        pafs.copy_files(place.path, folder, source_filesystem=place.fs)
+        yield Path(folder)

@@ -37,12 +37,19 @@ def main(spec: dict[str, Any], base: str) -> None:
         | spec["section"]
     )
     source = ExampleBatches(
-        examples, Collator(processor, 512, always_image=True), section, seed=3, rank=rank, world=world
+        examples,
+        Collator(processor, 512, always_image=True, packing=section.packing),
+        section,
+        seed=3,
+        rank=rank,
+        world=world,
     )
     parts = prepare_parts(model, section)
     loop = StepLoop(model, section, steps=source.steps, groups=parts.groups)
     folder, start = Path(spec["folder"]), spec.get("start", 0)
-    if start:
+    if start and spec["universal"]:
+        loop.load(folder / "universal", universal=True)
+    elif start:
         loop.load(folder)
     reports = []
     for report in loop.run(source, start=start, on_step=lambda r: loop.save(folder) if r.step == 2 else None):

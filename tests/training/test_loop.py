@@ -13,17 +13,21 @@ from typing import Any
 import pytest
 
 from adamllm_ray.config import TrainingSection
+from adamllm_ray.errors import TrainingError
 from adamllm_ray.training.loop import schedule_factor
+from adamllm_ray.training.reshard import to_universal
 
 pytestmark = pytest.mark.slow
 
 
-def run(base: Path, folder: Path, world: int, start: int = 0, **section: Any) -> dict[str, Any]:
+def run(
+    base: Path, folder: Path, world: int, start: int = 0, universal: bool = False, **section: Any
+) -> dict[str, Any]:
     """Train in ``world`` fresh processes. Returns the losses and a sum over the final weights."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    spec = json.dumps({"section": section, "folder": str(folder), "start": start})
+    spec = json.dumps({"section": section, "folder": str(folder), "start": start, "universal": universal})
     processes = []
     for rank in range(world):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -60,6 +64,26 @@ def test_zero_3_agrees_too(one: dict[str, Any], tiny_vlm: Path, tmp_path: Path) 
     three = run(tiny_vlm, tmp_path, 2, micro_batch=2, zero_stage=3)
     assert three["losses"] == pytest.approx(one["losses"], rel=2e-5)
     assert three["total"] == pytest.approx(one["total"], rel=1e-5)
+    to_universal(tmp_path, tmp_path / "universal")
+    alone = run(tiny_vlm, tmp_path, 1, start=2, universal=True, micro_batch=2, zero_stage=3)
+    assert alone["losses"] == pytest.approx(one["losses"][2:], rel=2e-5)
+
+
+def test_packed_and_budgeted_steps_agree_too(one: dict[str, Any], tiny_vlm: Path, tmp_path: Path) -> None:
+    packed = run(tiny_vlm, tmp_path, 2, token_budget=256, max_length=256, packing=True, zero_stage=2)
+    assert packed["losses"] == pytest.approx(one["losses"], rel=2e-5)
+    assert packed["total"] == pytest.approx(one["total"], rel=1e-5)
+    to_universal(tmp_path, tmp_path / "universal")
+    # another number of workers, and padded instead of packed, from the same checkpoint
+    alone = run(tiny_vlm, tmp_path, 1, start=2, universal=True, token_budget=256, max_length=256, zero_stage=2)
+    assert alone["losses"] == pytest.approx(one["losses"][2:], rel=2e-5)
+    assert alone["total"] == pytest.approx(one["total"], rel=1e-5)
+
+
+def test_a_checkpoint_that_cannot_be_converted_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    with pytest.raises(TrainingError, match="cannot be converted"):
+        to_universal(tmp_path, tmp_path / "universal")
 
 
 def test_schedule() -> None:
