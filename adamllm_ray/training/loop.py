@@ -119,6 +119,7 @@ class StepLoop:
             config=engine_config(section, self.world),
             dist_init_required=False,
         )[0]
+        self._settings = [{k: v for k, v in g.items() if k != "params"} for g in self.engine.optimizer.param_groups]
         self.dtype = torch.bfloat16 if section.precision == "bf16" else torch.float32
 
     def run(
@@ -165,6 +166,9 @@ class StepLoop:
             raise TrainingError(f"the checkpoint in {folder} cannot be loaded: {error}") from error
         if path is None:
             raise TrainingError(f"there is no checkpoint in {folder}")
+        # ZeRO-3's universal loader gives every group the settings of the first one, its weight decay for example
+        for group, own in zip(self.engine.optimizer.param_groups, self._settings, strict=True):
+            group.update(own)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's state dict on the CPU of worker 0, None on the others. Every worker must call it."""
