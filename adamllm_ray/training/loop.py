@@ -166,9 +166,21 @@ class StepLoop:
             raise TrainingError(f"the checkpoint in {folder} cannot be loaded: {error}") from error
         if path is None:
             raise TrainingError(f"there is no checkpoint in {folder}")
-        # ZeRO-3's universal loader gives every group the settings of the first one, its weight decay for example
+        if universal:
+            self._mend_optimizer()
+
+    def _mend_optimizer(self) -> None:
+        """Undo what DeepSpeed's universal loader for ZeRO-3 mixes up (0.19.8, measured as other losses).
+
+        It gives every parameter group the settings of the first one (weight decay, say), and all parameters one and
+        the same step counter, which then counts once for each of them.
+        """
         for group, own in zip(self.engine.optimizer.param_groups, self._settings, strict=True):
             group.update(own)
+        inner = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        for state in inner.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's state dict on the CPU of worker 0, None on the others. Every worker must call it."""
