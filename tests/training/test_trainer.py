@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from adamllm_ray.config import dump_config
 from adamllm_ray.data.run import Manifest
 from adamllm_ray.errors import FingerprintMismatch, TrainingError
 from adamllm_ray.training.trainer import train
@@ -134,6 +139,57 @@ def test_rerun_passes_over_a_damaged_checkpoint(
     weights = "model/model.safetensors"
     digests = [next(f["sha256"] for f in m.files if f["path"] == weights) for m in (again, manifest)]
     assert digests[0] == digests[1]
+
+
+def test_another_number_of_workers_continues(
+    undisturbed: tuple[Path, Manifest], tmp_path: Path, tiny_vlm: Path
+) -> None:
+    """One worker takes over where two were, and every example still trains once."""
+    from adamllm_ray.data.run import RunFolder
+
+    output, manifest = undisturbed
+    shutil.copytree(output, tmp_path / "run")
+    stage = tmp_path / "run" / "train"
+    for name in ("manifest.json", "outcome.json"):
+        (stage / name).unlink()
+    shutil.rmtree(stage / "model")
+    shutil.rmtree(max(stage.glob("ray/train/step-*")))
+    again = train(training_config(tmp_path / "run", tiny_vlm, workers=1), RunFolder(str(tmp_path / "run")))
+    losses, wanted = ([step["loss"] for step in one.extra["losses"]] for one in (again, manifest))
+    assert losses == pytest.approx(wanted, rel=1e-4)
+    assert losses[:4] == wanted[:4]
+    assert again.verdicts == manifest.verdicts
+    assert not (stage / "ray" / "resharded").exists()
+
+
+def test_sigterm_saves_before_it_ends(undisturbed: tuple[Path, Manifest], tmp_path: Path, tiny_vlm: Path) -> None:
+    """A pod that is to go: the step is finished, a checkpoint is written, the same command continues."""
+    _, manifest = undisturbed
+    run = finished_synthesis(tmp_path / "run", synthesized_rows())
+    config = training_config(tmp_path / "run", tiny_vlm, checkpoint_every=1000)
+    (tmp_path / "run.yaml").write_text(dump_config(config))
+    command = [sys.executable, "-m", "adamllm_ray.cli", "train", str(tmp_path / "run.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
+    while not _started(process.pid):
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 130, errors[-3000:]
+    assert "the same command continues" in errors
+    assert list((tmp_path / "run").glob("train/ray/train/step-*")), "no checkpoint was written on the way out"
+    again = train(config, run)
+    assert again.extra["losses"] == manifest.extra["losses"]
+
+
+def _started(driver: int) -> bool:
+    """Whether a training worker of this driver's Ray has its model: from then on it takes steps."""
+    import psutil
+
+    for process in psutil.Process(driver).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline()[0].startswith("ray::RayTrainWorker") and process.cpu_times().user > 3:
+                return True
+    return False
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path, tiny_vlm: Path) -> None:
