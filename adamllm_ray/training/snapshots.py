@@ -15,6 +15,7 @@ written completely but not yet entered in Ray Train's books when the driver died
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from adamllm_ray.data.storage import Location
 
 COMPLETE = "complete.json"
 PREFIX = "step-"
+RAYS_BOOKS = "checkpoint_manager_snapshot.json"  # Ray Train's own list of the checkpoints beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,17 @@ def examine(place: Location) -> tuple[Snapshot | None, str]:
         digests = dict(zip(wanted, pool.map(lambda path: storage.sha256(place.child(path)), wanted), strict=True))
     changed = [path for path, (_, digest) in wanted.items() if digests[path] != digest]
     return (None, f"{changed[0]} changed since it was written") if changed else (snapshot, "")
+
+
+def drop_stale_books(runs: Location) -> None:
+    """Delete Ray Train's list of checkpoints when one that it names is gone: Ray refuses to start with such a list.
+
+    Nothing depends on it: `newest_valid` looks at the folders themselves.
+    """
+    text = storage.read_small(runs.child(RAYS_BOOKS)) or b""
+    named = set(re.findall(rb'"checkpoint_dir_name":\s*"([^"]+)"', text))
+    if named - {name.encode() for name in _names(runs)}:
+        runs.fs.delete_file(runs.child(RAYS_BOOKS).path)
 
 
 def _names(runs: Location) -> Iterator[str]:

@@ -28,6 +28,7 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, TrainingError
 from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
 from adamllm_ray.ray_runtime import ray_session
+from adamllm_ray.training import snapshots
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
 
 STAGE = "train"
@@ -189,6 +190,7 @@ def _fit(config: RunConfig, run: RunFolder, base: str, steps: int, board: Any) -
     resources: dict[str, float] = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker
+    snapshots.drop_stale_books(stage.place.child(f"ray/{RAY_RUN}"))
     trainer = TorchTrainer(
         work,
         train_loop_config=job,
