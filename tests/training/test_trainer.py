@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from adamllm_ray.config import dump_config
-from adamllm_ray.data.run import Manifest
+from adamllm_ray.data.run import Manifest, RunFolder
 from adamllm_ray.errors import FingerprintMismatch, TrainingError
 from adamllm_ray.training.trainer import train
 from tests.training.conftest import ROWS, finished_synthesis, synthesized_rows, training_config
@@ -43,8 +43,6 @@ def test_books_are_balanced(undisturbed: tuple[Path, Manifest]) -> None:
 
 
 def test_finished_stage_is_not_repeated(undisturbed: tuple[Path, Manifest], tiny_vlm: Path) -> None:
-    from adamllm_ray.data.run import RunFolder
-
     output, manifest = undisturbed
     assert train(training_config(output, tiny_vlm), RunFolder(str(output))) == manifest
     with pytest.raises(FingerprintMismatch, match="learning_rate"):
@@ -117,18 +115,22 @@ def test_sigkill_of_a_worker_changes_nothing(
     assert again.verdicts == manifest.verdicts
 
 
-def test_rerun_passes_over_a_damaged_checkpoint(
-    undisturbed: tuple[Path, Manifest], tmp_path: Path, tiny_vlm: Path
-) -> None:
-    """The driver died before the end and the newest checkpoint has a flipped byte: the one before it is used."""
-    from adamllm_ray.data.run import RunFolder
-
+def _as_if_killed(undisturbed: tuple[Path, Manifest], tmp_path: Path) -> tuple[Path, Manifest]:
+    """A copy of the run as it stood before its end: checkpoints, but no outcome. Its stage folder."""
     output, manifest = undisturbed
     shutil.copytree(output, tmp_path / "run")
     stage = tmp_path / "run" / "train"
     for name in ("manifest.json", "outcome.json"):
         (stage / name).unlink()
     shutil.rmtree(stage / "model")
+    return stage, manifest
+
+
+def test_rerun_passes_over_a_damaged_checkpoint(
+    undisturbed: tuple[Path, Manifest], tmp_path: Path, tiny_vlm: Path
+) -> None:
+    """The driver died before the end and the newest checkpoint has a flipped byte: the one before it is used."""
+    stage, manifest = _as_if_killed(undisturbed, tmp_path)
     newest = max(stage.glob("ray/train/step-*"))
     shard = max(newest.glob("state/*"), key=lambda path: path.stat().st_size)
     data = bytearray(shard.read_bytes())
@@ -145,14 +147,7 @@ def test_another_number_of_workers_continues(
     undisturbed: tuple[Path, Manifest], tmp_path: Path, tiny_vlm: Path
 ) -> None:
     """One worker takes over where two were, and every example still trains once."""
-    from adamllm_ray.data.run import RunFolder
-
-    output, manifest = undisturbed
-    shutil.copytree(output, tmp_path / "run")
-    stage = tmp_path / "run" / "train"
-    for name in ("manifest.json", "outcome.json"):
-        (stage / name).unlink()
-    shutil.rmtree(stage / "model")
+    stage, manifest = _as_if_killed(undisturbed, tmp_path)
     shutil.rmtree(max(stage.glob("ray/train/step-*")))
     again = train(training_config(tmp_path / "run", tiny_vlm, workers=1), RunFolder(str(tmp_path / "run")))
     losses, wanted = ([step["loss"] for step in one.extra["losses"]] for one in (again, manifest))
