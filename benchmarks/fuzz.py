@@ -1,6 +1,6 @@
 """Fuzz what reads foreign bytes: triplet parser, judge-label parser, image decoder. Prints one JSON line.
 
-    python benchmarks/fuzz.py [--inputs 100000] >> benchmarks/results/fuzz.jsonl
+    python benchmarks/fuzz.py [--inputs 100000]
 
 Each gets that many inputs from Hypothesis (tests/strategies.py) and must answer with a result, or with one of our
 own verdicts or errors. Anything else is counted as foreign and printed; the exit code is 1 then. About 10 minutes.
@@ -17,7 +17,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from measure import report
+from measure import finish
 
 from adamllm_ray.config import ImageLimits
 from adamllm_ray.data.images import decode
@@ -42,7 +42,7 @@ def main() -> None:
         "judge_labels": fuzz(_judge, label_logprobs(list(LABELS.values())), count),
         "decoder": fuzz(_decode, damaged_images(), count),
     }
-    report("fuzz", metrics)
+    finish("fuzz", metrics)
     sys.exit(any(result["foreign_exceptions"] for result in metrics.values()))
 
 
