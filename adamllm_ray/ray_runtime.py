@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,20 +65,34 @@ def ray_session() -> Iterator[None]:
         ray.init(address=address, runtime_env={"env_vars": env})
     else:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(
-            address="local",
-            num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
-            include_dashboard=False,
-            object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
-            logging_level="warning",
-            log_to_driver=bool(os.environ.get("ADAMLLM_WORKER_LOGS")),
-            runtime_env={"env_vars": env},
-        )
+        with _native_stderr_closed():  # Ray's core says on it which log level it was given
+            ray.init(
+                address="local",
+                num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
+                include_dashboard=False,
+                object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
+                logging_level="warning",
+                log_to_driver=bool(os.environ.get("ADAMLLM_WORKER_LOGS")),
+                runtime_env={"env_vars": env},
+            )
     _put_back(on_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """What is written to file descriptor 2 is dropped. Python's exceptions are not: they come out afterwards."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _put_back(on_sigterm: Any) -> None:
@@ -94,6 +109,7 @@ def _quieten() -> None:
     for handler in logging.getLogger("ray.data").handlers:
         handler.addFilter(lambda record: "Progress bars disabled" not in record.getMessage())
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks", module="ray.data")
 
 
 def _links(error: BaseException) -> Iterator[BaseException]:
