@@ -132,7 +132,6 @@ class SynthesisSection(Section):
     max_new_tokens: Count = 512
     temperature: Weight = Field(default=0.0, description="0 = greedy, the paper's setting.")
     rows_per_block: Count = Field(default=64, description="Unit of resume: a kill costs at most the blocks in flight.")
-    batch_size: Count = Field(default=32, description="Rows handed to a replica at once.")
     max_failed_share: Share = 0.05
     candidates: Count = Field(
         default=1,
@@ -180,7 +179,6 @@ class JudgeSection(Section):
     few_shot: bool = Field(
         default=True, description="Put six worked examples before each question; off for a judge tuned for it."
     )
-    batch_size: Count = 64
 
 
 class ReplaySource(Section):

@@ -81,6 +81,11 @@ class EngineSection(Section):
         return max(1, round(self.gpus_per_replica) // self.pipeline_parallel)
 
     @property
+    def slots(self) -> int:
+        """Rows at the engine of one replica at the same time: every stage of a pipeline works on a batch of its own."""
+        return self.max_num_seqs * self.pipeline_parallel
+
+    @property
     def least_replicas(self) -> int:
         """Replicas that must run at the same time for the pool to work at all as configured."""
         return self.min_replicas or self.replicas

@@ -71,8 +71,8 @@ def drive(output: str, replicas: str, speed: str, calls: str) -> None:
     config = parse_config(
         {
             "run": {"output": output},
-            "synthesis": {"engine": engine | {"replicas": int(replicas)}, "rows_per_block": 64, "batch_size": 32},
-            "judge": {"engine": engine, "batch_size": 64, "few_shot": False},
+            "synthesis": {"engine": engine | {"replicas": int(replicas)}, "rows_per_block": 64},
+            "judge": {"engine": engine, "few_shot": False},
         }
     )
     maker = StandinMaker(f"{output}/engines{calls}", int(replicas) + 1, Speed(**json.loads(speed)))

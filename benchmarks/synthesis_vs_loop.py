@@ -70,8 +70,8 @@ def configuration(output: Path) -> RunConfig:
     return parse_config(
         {
             "run": {"output": str(output)},
-            "synthesis": {"engine": engine | {"replicas": REPLICAS - JUDGES}, "rows_per_block": 64, "batch_size": 32},
-            "judge": {"engine": engine | {"replicas": JUDGES}, "batch_size": 64, "few_shot": False},
+            "synthesis": {"engine": engine | {"replicas": REPLICAS - JUDGES}, "rows_per_block": 64},
+            "judge": {"engine": engine | {"replicas": JUDGES}, "few_shot": False},
         }
     )
 

@@ -26,7 +26,7 @@ from adamllm_ray.models.checkpoint import resolve_model
 from adamllm_ray.ray_runtime import own_error
 from adamllm_ray.synthesis.actors import load_chat
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec
-from adamllm_ray.synthesis.pools import fit_pools
+from adamllm_ray.synthesis.pools import Pool, fit_pools
 
 if TYPE_CHECKING:
     import ray.data
@@ -83,9 +83,9 @@ def answer(
 def _rounds(contestants: Sequence[Contestant], engine: EngineSection) -> Iterator[list[tuple[Contestant, Row]]]:
     """Contestants that run at the same time, each with its pool: all of them if they fit, else one by one."""
     try:
-        pools = fit_pools({f"evaluation of {one.name}": (engine, ROWS_PER_FILE) for one in contestants})
+        pools = fit_pools({f"evaluation of {one.name}": Pool(engine, ROWS_PER_FILE) for one in contestants})
     except ConfigError:
-        [pool] = fit_pools({"evaluation": (engine, ROWS_PER_FILE)})
+        [pool] = fit_pools({"evaluation": Pool(engine, ROWS_PER_FILE)})
         yield from ([(one, pool)] for one in contestants)
         return
     yield list(zip(contestants, pools, strict=True))

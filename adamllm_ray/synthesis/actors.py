@@ -7,7 +7,8 @@ wrong with a row becomes its ``task_verdict``; what goes wrong otherwise is rais
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 EngineMaker = Callable[[str, "EngineSection", bool], TextEngine]
+AHEAD = 1.5  # rows decoded or at the engine, per slot of the engine
 ENOUGH_ROWS = 200  # before this many, a share of failures says little
 
 
@@ -82,6 +84,7 @@ class Synthesizer:
         self.chat = load_chat(self.model)
         self.parser = TripletParser(self.chat)
         self.engine = self.engine_maker(self.model, self.settings.engine, True)
+        self.turns = asyncio.Semaphore(math.ceil(AHEAD * self.settings.engine.slots))
         self.ceiling = FailureCeiling(self.settings.max_failed_share)
         self.sampling = SamplingSpec(
             max_tokens=self.settings.max_new_tokens,
@@ -91,40 +94,36 @@ class Synthesizer:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Add the synthesis columns; rows that are ready for the judge have no ``task_verdict`` yet."""
         rows: list[Row] = batch.select(["id", "image", "caption", "verdict"]).to_pylist()
-        prepared = await asyncio.to_thread(lambda: [self._prepare(row) for row in rows])  # decoding frees the GIL
-        asked = {index: item for index, item in enumerate(prepared) if isinstance(item, Request)}
-        first = [(index, number) for index in asked for number in range(self.settings.candidates)]
-        tried: dict[int, list[Attempt]] = {index: [] for index in asked}
-        await self._try(first, self.settings.temperature, asked, rows, tried)
-        if self.settings.retry_temperature is not None:
-            again = [(index, len(tried[index])) for index in asked if needs_retry(tried[index])]
-            await self._try(again, self.settings.retry_temperature, asked, rows, tried)
-        results = [
-            self._row(tried[index]) if isinstance(item, Request) else item for index, item in enumerate(prepared)
-        ]
-        self.ceiling.count(
-            [result.get("task_verdict") for result, row in zip(results, rows, strict=True) if _usable(row)]
-        )
+        results = await asyncio.gather(*map(self._synthesized, rows))
+        verdicts = [result.get("task_verdict") for result, row in zip(results, rows, strict=True) if _usable(row)]
+        self.ceiling.count(verdicts)
         return _with_columns(batch, results)
 
-    async def _try(
-        self,
-        places: Sequence[tuple[int, int]],
-        temperature: float,
-        asked: Mapping[int, Request],
-        rows: Sequence[Row],
-        tried: dict[int, list[Attempt]],
-    ) -> None:
-        """Ask for (row, number of the attempt) and append what came back to the row's attempts."""
+    async def _synthesized(self, row: Row) -> Row:
+        """The row's columns so far. It is decoded when its turn is near, so few images are in memory at a time."""
+        async with self.turns:
+            request = await asyncio.to_thread(self._prepare, row)  # decoding frees the GIL
+            if not isinstance(request, Request):
+                return request
+            tried = await self._ask(request, row, range(self.settings.candidates), self.settings.temperature)
+            if self.settings.retry_temperature is not None and needs_retry(tried):
+                tried += await self._ask(request, row, [len(tried)], self.settings.retry_temperature)
+        if not self.settings.attempts_kept:
+            return row_columns(tried[0])
+        return {"attempts": tried} if any(map(is_open, tried)) else spoken_for(tried)
+
+    async def _ask(self, request: Request, row: Row, numbers: Iterable[int], temperature: float) -> list[Attempt]:
+        """Attempts with these numbers, all at the engine at the same time."""
         requests = []
-        for index, number in places:
-            name = rows[index]["id"]
-            spec = sampling(self.sampling, temperature, self.seed, name, number)
-            requests.append(replace(asked[index], id=request_id(name, number), sampling=spec))
+        for number in numbers:
+            spec = sampling(self.sampling, temperature, self.seed, row["id"], number)
+            requests.append(replace(request, id=request_id(row["id"], number), sampling=spec))
         completions = await _generate(self.engine, requests, self.sampling)
-        for (index, _), request, completion in zip(places, requests, completions, strict=True):
-            drawn = {"temperature": temperature, "seed": request.sampling.seed if request.sampling else None}
-            tried[index].append(drawn | self._attempt(completion, rows[index]["caption"]))
+        return [
+            {"temperature": temperature, "seed": asked.sampling.seed if asked.sampling else None}
+            | self._attempt(completion, row["caption"])
+            for asked, completion in zip(requests, completions, strict=True)
+        ]
 
     def _prepare(self, row: Row) -> Request | Row:
         """The row's request, or the verdict that says why there is none."""
@@ -155,14 +154,6 @@ class Synthesizer:
             "informative": outcome.informative,
             "precise": outcome.precise,
         }
-
-    def _row(self, attempts: list[Attempt]) -> Row:
-        """Columns so far: those of the first attempt, and all of them where there may be several."""
-        if not self.settings.attempts_kept:
-            return row_columns(attempts[0])
-        if any(is_open(attempt) for attempt in attempts):
-            return {"attempts": attempts}
-        return spoken_for(attempts)
 
 
 @dataclass

@@ -68,8 +68,7 @@ class Engine:
         adapter = resolve_adapter(settings.lora) if settings.lora else None
         arguments = engine_arguments(model, settings, images=images, seed=seed, adapter=adapter)
         self._keys = count()
-        # a few wait inside, ready to go; every stage of a pipeline works on a batch of its own
-        self._slots = asyncio.Semaphore(math.ceil(1.1 * settings.max_num_seqs * settings.pipeline_parallel))
+        self._slots = asyncio.Semaphore(math.ceil(1.1 * settings.slots))  # a few wait inside, ready to go
         self.meters = Meters(Path(model).name)
         core = _InProcess if local else _Served
         try:

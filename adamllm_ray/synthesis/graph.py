@@ -21,10 +21,12 @@ from adamllm_ray.data.run import StageFolder
 from adamllm_ray.errors import AdamLLMError, ReplicasLost
 from adamllm_ray.ray_runtime import disk_error, own_error
 from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer
-from adamllm_ray.synthesis.pools import IO_CPUS, concurrent_calls, fit_pools, write_tasks
+from adamllm_ray.synthesis.pools import IO_CPUS, Pool, fit_pools, write_tasks
 
 if TYPE_CHECKING:
     import ray.data
+
+UNEVENNESS = 4.0  # longest of a block's responses over their mean: lognormal lengths, sigma 1, cut at 3.5 means
 
 
 def run_graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_maker: EngineMaker) -> None:
@@ -56,7 +58,7 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
 
     synthesis, judge = config.synthesis, config.judge
     rows = synthesis.rows_per_block
-    write, compare = fit_pools({"synthesis": (synthesis.engine, rows), "judge": (judge.engine, rows)})
+    write, compare = fit_pools(_pools(config))
     reader = ray.data.read_parquet(
         list(files), filesystem=stage.fs, columns=RECORD_SCHEMA.names, partitioning=None, num_cpus=IO_CPUS
     )
@@ -70,7 +72,7 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
             "seed": config.run.seed,
             "engine_maker": engine_maker,
         },
-        batch_size=min(synthesis.batch_size, rows),  # a larger batch would glue blocks together
+        batch_size=None,  # the block as it is: its rows are on their own from there
         batch_format="pyarrow",
         udf_modifying_row_count=False,
         **write,
@@ -83,18 +85,26 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
             "max_failed_share": synthesis.max_failed_share,
             "engine_maker": engine_maker,
         },
-        batch_size=min(judge.batch_size, rows),
+        batch_size=None,
         batch_format="pyarrow",
         udf_modifying_row_count=False,
         **compare,
     )
 
 
+def _pools(config: RunConfig) -> dict[str, Pool]:
+    """Responses differ in length, a judge's one token does not."""
+    rows = config.synthesis.rows_per_block
+    return {
+        "synthesis": Pool(config.synthesis.engine, rows, unevenness=UNEVENNESS),
+        "judge": Pool(config.judge.engine, rows),
+    }
+
+
 def _limits(config: RunConfig) -> dict[str, int]:
-    """Blocks of each pool that are in work or wait for the next step: as many may wait as are in work."""
-    pools = {"Synthesizer": config.synthesis.engine, "Judge": config.judge.engine}
-    calls = {name: concurrent_calls(pool, config.synthesis.rows_per_block) for name, pool in pools.items()}
-    return {name: pool.replicas * (2 * calls[name] + 1) for name, pool in pools.items()}
+    """Blocks of each pool that may be in work or wait for the next step, by the name of its actor class."""
+    pools = _pools(config)
+    return {Synthesizer.__name__: pools["synthesis"].unfinished, Judge.__name__: pools["judge"].unfinished}
 
 
 @contextmanager

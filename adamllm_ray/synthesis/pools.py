@@ -1,7 +1,7 @@
 """How pools of engine replicas fit into the Ray cluster, and the arguments that say so to ``Dataset.map_batches``.
 
-    [pool] = fit_pools({"evaluation": (config.evaluation.engine, rows_per_block)})
-    dataset.map_batches(Scorer, batch_size=32, **pool)
+    [pool] = fit_pools({"evaluation": Pool(config.evaluation.engine, rows_per_block)})
+    dataset.map_batches(Scorer, batch_size=None, **pool)
 
 A replica with GPUs takes its GPUs. One without takes ``cpus_per_replica``, or less where all pools, Ray Data's own
 tasks and its resume filter must share few cores: the numbers are only Ray's book-keeping, and a pool that waits for a
@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adamllm_ray.errors import ConfigError
@@ -26,14 +27,47 @@ if TYPE_CHECKING:
     from adamllm_ray.config import EngineSection
 
 IO_CPUS = 0.1  # of one read or write task: they wait for the disk
+MOST_CALLS = 64  # threads of one replica process
 GROWING = 2  # blocks handed out per concurrent call: Ray adds a replica when this many wait, at 1.75 and not below
 RESERVED_CPUS = 2.25  # Ray Data's repartition task and resume filter take one each, whatever we say; reads and writes
 
-Pools = Mapping[str, "tuple[EngineSection, int]"]
+
+@dataclass(frozen=True)
+class Pool:
+    """One pool of replicas, and how its work comes.
+
+    Attributes:
+        engine: its settings.
+        rows_per_block: rows that a replica is handed at once.
+        unevenness: how much longer the longest row of a block takes than the mean one. A block is done with its
+            longest row, and until then its other slots are free: so much more must be in work to fill the replica.
+    """
+
+    engine: EngineSection
+    rows_per_block: int
+    unevenness: float = 1.0
+
+    @property
+    def calls(self) -> int:
+        """Blocks in work at one replica: enough rows to keep all slots of its engine busy."""
+        return min(MOST_CALLS, 1 + math.ceil(self.unevenness * self.engine.slots / self.rows_per_block))
+
+    @property
+    def handed(self) -> int:
+        """Blocks handed to one replica: those in work, and the next to be."""
+        return self.calls + 1 if self.engine.least_replicas == self.engine.replicas else GROWING * self.calls
+
+    @property
+    def unfinished(self) -> int:
+        """Blocks in work at all replicas and waiting for the next step; as many may wait as fill the replicas."""
+        return self.engine.replicas * (self.handed + math.ceil(self.engine.slots / self.rows_per_block))
+
+
+Pools = Mapping[str, Pool]
 
 
 def fit_pools(pools: Pools) -> list[dict[str, Any]]:
-    """Arguments of ``map_batches`` for each pool, in order. Values of ``pools``: (settings, rows per block).
+    """Arguments of ``map_batches`` for each pool, in order.
 
     Raises:
         ConfigError: the cluster cannot hold all pools at the same time; says what is missing.
@@ -41,7 +75,7 @@ def fit_pools(pools: Pools) -> list[dict[str, Any]]:
     # Ray has no named argument for max_task_retries yet and warns of unnamed ones
     warnings.filterwarnings("ignore", message="`ray_remote_args(_fn)?` is deprecated", category=DeprecationWarning)
     share = cpu_share(pools, cluster_capacity())
-    return [_arguments(settings, rows, share) for settings, rows in pools.values()]
+    return [_arguments(pool, share) for pool in pools.values()]
 
 
 def cluster_capacity() -> dict[str, float]:
@@ -57,10 +91,9 @@ def cluster_capacity() -> dict[str, float]:
 
 def cpu_share(pools: Pools, capacity: Mapping[str, float]) -> float:
     """Factor (0..1] on ``cpus_per_replica`` with which all pools of one pipeline fit. Raises ConfigError if none."""
-    gpus = sum(settings.least_replicas * settings.gpus_per_replica for settings, _ in pools.values())
-    cpus = sum(
-        settings.least_replicas * settings.cpus_per_replica for settings, _ in pools.values() if not _has_gpu(settings)
-    )
+    engines = [pool.engine for pool in pools.values()]
+    gpus = sum(engine.least_replicas * engine.gpus_per_replica for engine in engines)
+    cpus = sum(engine.least_replicas * engine.cpus_per_replica for engine in engines if not _has_gpu(engine))
     total_cpus, total_gpus = capacity.get("CPU", 0.0), capacity.get("GPU", 0.0)
     if gpus > total_gpus:
         raise ConfigError(_too_small("GPUs", gpus, total_gpus, pools))
@@ -72,27 +105,22 @@ def cpu_share(pools: Pools, capacity: Mapping[str, float]) -> float:
     return min(1.0, left / cpus) if cpus else 1.0
 
 
-def concurrent_calls(settings: EngineSection, rows_per_block: int) -> int:
-    """Blocks in work at one replica: enough rows to fill it while the last ones of a block finish."""
-    return min(16, 1 + math.ceil(settings.max_num_seqs / rows_per_block))
-
-
 def write_tasks() -> int:
     """Blocks written at the same time. Few on a laptop, where each task more is a Python process more to start."""
     return max(2, int(cluster_capacity().get("CPU", 0.0) // 4))
 
 
-def _arguments(settings: EngineSection, rows_per_block: int, share: float) -> dict[str, Any]:
+def _arguments(pool: Pool, share: float) -> dict[str, Any]:
     from ray.data import ActorPoolStrategy
 
-    calls = concurrent_calls(settings, rows_per_block)
+    settings = pool.engine
     least, most = settings.least_replicas, settings.replicas
     compute = ActorPoolStrategy(
         min_size=least,
         max_size=most,
         initial_size=least,
-        max_concurrent_calls_per_actor=calls,
-        max_tasks_in_flight_per_actor=calls + 1 if least == most else GROWING * calls,
+        max_concurrent_calls_per_actor=pool.calls,
+        max_tasks_in_flight_per_actor=pool.handed,
     )
     bounded = {"compute": compute, "max_task_retries": settings.max_retries}
     need = replica_resources(settings)
@@ -109,7 +137,7 @@ def _has_gpu(settings: EngineSection) -> bool:
 
 
 def _too_small(kind: str, need: float, have: float, pools: Pools) -> str:
-    parts = ", ".join(f"{name}: {settings.least_replicas} replicas" for name, (settings, _) in pools.items())
+    parts = ", ".join(f"{name}: {pool.engine.least_replicas} replicas" for name, pool in pools.items())
     return (
         f"the engine pools need {need:g} {kind} at the same time ({parts}) and Ray has {have:g}; lower "
         f"engine.replicas or engine.{kind.lower()}_per_replica, let the pool start smaller (engine.min_replicas), or "

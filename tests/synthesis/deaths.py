@@ -22,11 +22,10 @@ from tests.synthesis.lives import short_folder
 BLOCK = 5
 SMALL: dict[str, Any] = {
     "rows_per_block": BLOCK,
-    "batch_size": BLOCK,
     "engine": {"max_num_seqs": 5, "replicas": 2, "cpus_per_replica": 0.5},
 }
-IN_FLIGHT = 20  # rows at all synthesizers together: 2 replicas x 2 blocks
-IN_FLIGHT_EVERYWHERE = BLOCK * (10 + 5 + 2)  # and those that wait for the judge, are judged, wait and are written
+IN_FLIGHT = 2 * 3 * BLOCK  # 2 replicas; the 8 rows whose turn it is there are of 3 blocks at most
+IN_FLIGHT_EVERYWHERE = BLOCK * (14 + 4 + 2)  # in work or waiting at the synthesizers and at the judge; being written
 
 
 @contextmanager

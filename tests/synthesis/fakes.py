@@ -62,6 +62,7 @@ class FakeEngine:
         self.log.mkdir(exist_ok=True, parents=True)
         (self.log / f"{self.role}-{os.getpid()}").touch()
         self.chat = load_chat(model) if images else None
+        self.turns = asyncio.Semaphore(2)  # who waits here is not paced yet
         if maker.child:
             self._start_child()
 
@@ -73,7 +74,8 @@ class FakeEngine:
             with (self.log / f"{self.role}-{os.getpid()}").open("a") as log:
                 log.writelines(f"{name} {time.time():.3f}\n" for name in ids)
         pace = self.maker.seconds_per_row if self.images else self.maker.judge_seconds_per_row
-        await asyncio.sleep(pace * len(requests))
+        async with self.turns:
+            await asyncio.sleep(pace * len(requests))
         self.done += len(requests)
         if self.images and (self.maker.deadly in ids or 0 < self.maker.dies_after <= self.done):
             os._exit(1)
@@ -192,9 +194,8 @@ def config_for(
                 "engine": small,
                 "max_new_tokens": 32,
                 "rows_per_block": 10,
-                "batch_size": 5,
                 **synthesis,
             },
-            "judge": {"engine": small | {"replicas": 1}, "batch_size": 10, "few_shot": False},
+            "judge": {"engine": small | {"replicas": 1}, "few_shot": False},
         }
     )

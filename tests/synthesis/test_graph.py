@@ -77,7 +77,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def test_a_pool_grows_while_work_waits(run: RunFolder, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path) -> None:
     engine = ENGINE | {"replicas": 3, "min_replicas": 1}
-    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=engine, rows_per_block=2, batch_size=2)
+    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=engine, rows_per_block=2)
     maker = FakeMaker(str(tmp_path / "log"), seconds_per_row=1.0)  # 40 s, if it does not grow
     assert synthesize(config, run, engine_maker=maker).kept == 120
     assert len(list((tmp_path / "log").glob("synthesizer-*"))) > 1

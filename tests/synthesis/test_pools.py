@@ -4,18 +4,18 @@ import pytest
 
 from adamllm_ray.config import EngineSection
 from adamllm_ray.errors import ConfigError
-from adamllm_ray.synthesis.pools import _arguments, concurrent_calls, cpu_share
+from adamllm_ray.synthesis.pools import Pool, _arguments, cpu_share
 
 CPU = EngineSection(cpus_per_replica=1.0)
 GPU = EngineSection(gpus_per_replica=2, replicas=4)
 
 
 def test_large_cluster_gives_what_was_asked() -> None:
-    assert cpu_share({"synthesis": (CPU, 64), "judge": (CPU, 64)}, {"CPU": 16}) == 1.0
+    assert cpu_share({"synthesis": Pool(CPU, 64), "judge": Pool(CPU, 64)}, {"CPU": 16}) == 1.0
 
 
 def test_small_machine_shares() -> None:
-    share = cpu_share({"synthesis": (CPU, 64), "judge": (CPU, 64)}, {"CPU": 4})
+    share = cpu_share({"synthesis": Pool(CPU, 64), "judge": Pool(CPU, 64)}, {"CPU": 4})
     assert 0.5 < share < 1
     assert 2 * share + 2 < 4  # Ray Data's own two CPUs are left
 
@@ -23,9 +23,9 @@ def test_small_machine_shares() -> None:
 @pytest.mark.parametrize(
     ("pools", "capacity", "words"),
     [
-        ({"synthesis": (GPU, 64)}, {"CPU": 64, "GPU": 4}, "need 8 GPUs"),
-        ({"synthesis": (CPU, 64), "judge": (EngineSection(replicas=9), 64)}, {"CPU": 8}, "need 10 CPUs"),
-        ({"judge": (CPU, 64)}, {"CPU": 2}, "at least 3"),
+        ({"synthesis": Pool(GPU, 64)}, {"CPU": 64, "GPU": 4}, "need 8 GPUs"),
+        ({"synthesis": Pool(CPU, 64), "judge": Pool(EngineSection(replicas=9), 64)}, {"CPU": 8}, "need 10 CPUs"),
+        ({"judge": Pool(CPU, 64)}, {"CPU": 2}, "at least 3"),
     ],
 )
 def test_too_small_a_cluster_is_refused_at_once(pools: object, capacity: dict[str, float], words: str) -> None:
@@ -34,36 +34,37 @@ def test_too_small_a_cluster_is_refused_at_once(pools: object, capacity: dict[st
 
 
 def test_gpu_pools_do_not_count_as_cpus() -> None:
-    assert cpu_share({"synthesis": (GPU, 64), "judge": (GPU, 64)}, {"CPU": 4, "GPU": 16}) == 1.0
+    assert cpu_share({"synthesis": Pool(GPU, 64), "judge": Pool(GPU, 64)}, {"CPU": 4, "GPU": 16}) == 1.0
 
 
 def test_enough_blocks_to_keep_a_replica_full() -> None:
-    assert concurrent_calls(EngineSection(max_num_seqs=64), 64) == 2
-    assert concurrent_calls(EngineSection(max_num_seqs=1024), 8) == 16
+    assert Pool(EngineSection(max_num_seqs=64), 64).calls == 2
+    assert Pool(EngineSection(max_num_seqs=256), 64, unevenness=4.0).calls == 17
+    assert Pool(EngineSection(max_num_seqs=1024), 8).calls == 64  # threads of a process
 
 
 def test_a_growing_pool_needs_room_for_its_least_only() -> None:
     growing = EngineSection(gpus_per_replica=1, replicas=64, min_replicas=2)
-    assert cpu_share({"synthesis": (growing, 64)}, {"CPU": 8, "GPU": 2}) == 1.0
+    assert cpu_share({"synthesis": Pool(growing, 64)}, {"CPU": 8, "GPU": 2}) == 1.0
     with pytest.raises(ConfigError, match=r"need 2 GPUs .*engine\.min_replicas"):
-        cpu_share({"synthesis": (growing, 64)}, {"CPU": 8, "GPU": 1})
+        cpu_share({"synthesis": Pool(growing, 64)}, {"CPU": 8, "GPU": 1})
 
 
 def test_a_growing_pool_is_handed_enough_to_grow() -> None:
     """Ray Data adds a replica when blocks in flight reach 1.75 of what runs at once, so less would never grow."""
-    fixed = _arguments(EngineSection(replicas=4), 64, 1.0)["compute"]
+    fixed = _arguments(Pool(EngineSection(replicas=4), 64), 1.0)["compute"]
     assert (fixed.min_size, fixed.max_size, fixed.initial_size) == (4, 4, 4)
-    growing = _arguments(EngineSection(replicas=4, min_replicas=1), 64, 1.0)["compute"]
+    growing = _arguments(Pool(EngineSection(replicas=4, min_replicas=1), 64), 1.0)["compute"]
     assert (growing.min_size, growing.max_size, growing.initial_size) == (1, 4, 1)
     assert growing.max_tasks_in_flight_per_actor >= 1.75 * growing.max_concurrent_calls_per_actor
 
 
 def test_a_batch_that_kills_its_replica_is_not_tried_for_ever() -> None:
-    assert _arguments(EngineSection(max_retries=2), 64, 1.0)["max_task_retries"] == 2
+    assert _arguments(Pool(EngineSection(max_retries=2), 64), 1.0)["max_task_retries"] == 2
 
 
 def test_a_pool_of_placement_groups_does_not_grow() -> None:
     settings = EngineSection(gpus_per_replica=4, pipeline_parallel=2, replicas=2, min_replicas=1)
     with pytest.raises(ConfigError, match=r"engine\.pipeline_parallel"):
-        _arguments(settings, 64, 1.0)
-    assert "ray_remote_args_fn" in _arguments(settings.model_copy(update={"min_replicas": None}), 64, 1.0)
+        _arguments(Pool(settings, 64), 1.0)
+    assert "ray_remote_args_fn" in _arguments(Pool(settings.model_copy(update={"min_replicas": None}), 64), 1.0)
