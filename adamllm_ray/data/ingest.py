@@ -27,6 +27,7 @@ from adamllm_ray import progress
 from adamllm_ray.config import DataSection, RunConfig
 from adamllm_ray.data import images, sources
 from adamllm_ray.data.duplicates import Duplicates, perceptual_hash
+from adamllm_ray.data.identity import ids_of
 from adamllm_ray.data.run import Manifest, RunFolder, code_version
 from adamllm_ray.data.shards import ShardWriter
 from adamllm_ray.data.sources import RawPair
@@ -77,8 +78,9 @@ def ingest(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Man
             bar.update(tally.rows, f"{tally.failed} failed" if tally.failed else "")
     writer.close()
     tally.conclude(config.data.path or config.data.format)
-    if len(stage.row_ids()) != tally.rows:
-        raise RowAccountingError(f"{stage.data} holds {len(stage.row_ids())} rows, {tally.rows} were read")
+    written = len(ids_of(stage.fs, stage.parquet_files(), stage.data))
+    if written != tally.rows:
+        raise RowAccountingError(f"{stage.data} holds {written} rows, {tally.rows} were read")
     extra = {
         "content": tally.digest.hexdigest(),
         "shards": writer.shards,

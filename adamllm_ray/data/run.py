@@ -43,6 +43,7 @@ from pyarrow import fs as pafs
 
 from adamllm_ray.config import RunSection, S3Section
 from adamllm_ray.data import locks, storage
+from adamllm_ray.data.identity import ids_of
 from adamllm_ray.data.verdicts import count_outcomes
 from adamllm_ray.errors import FingerprintMismatch, RowAccountingError, StorageError
 
@@ -200,14 +201,8 @@ class StageFolder:
             storage.make_folder(self.place.child("data"))
 
     def row_ids(self) -> list[str]:
-        """The id of every row of the stage. Raises RowAccountingError when one occurs twice."""
-        with storage.storage_errors("read the ids", self.uri):
-            tables = [pq.read_table(path, columns=["id"], filesystem=self.fs) for path in self.parquet_files()]
-        ids: list[str] = pa.concat_tables(tables).column("id").to_pylist() if tables else []
-        if len(set(ids)) != len(ids):
-            seen: set[str] = set()
-            twice = next(name for name in ids if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise RowAccountingError(f"stage '{self.name}': id {twice} occurs more than once in {self.data}")
+        """The id of every row of the stage, sorted. Raises RowAccountingError when one occurs twice."""
+        ids: list[str] = ids_of(self.fs, self.parquet_files(), self.data).to_pylist()
         return ids
 
     def parquet_files(self) -> list[str]:

@@ -9,12 +9,12 @@ which verdict, ids unique, and the same ids as in the stage they came from.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adamllm_ray.data import storage
+from adamllm_ray.data.identity import missing, read_columns, repeated, sorted_ids
 from adamllm_ray.data.run import MANIFEST, Manifest, StageFolder
 from adamllm_ray.errors import StorageError
 
@@ -33,19 +33,13 @@ def verify(stage: StageFolder, source: StageFolder | None = None) -> list[str]:
     files = [] if problems else stage.parquet_files()  # what a damaged file still holds is no news
     if not files:
         return problems
-    ids: set[str] = set()
-    verdicts: Counter[str] = Counter()
-    for file in files:
-        try:
-            names, found = _rows(stage, file)
-        except (OSError, pa.ArrowException) as error:
-            problems.append(f"{stage.uri}/{file[len(stage.path) + 1 :]}: cannot be read ({_short(error)})")
-            continue
-        twice = {name for name, count in Counter(names).items() if count > 1} | (ids & set(names))
-        if twice:
-            problems.append(f"{stage.uri}: ids that occur more than once: {_some(twice)}")
-        ids.update(names)
-        verdicts.update(found)
+    try:
+        ids, verdicts = _rows(stage, files)
+    except (OSError, pa.ArrowException) as error:
+        return [f"{stage.uri}: cannot be read ({_short(error)})"]
+    twice = repeated(ids)
+    if len(twice):
+        problems.append(f"{stage.uri}: ids that occur more than once: {_some(twice.unique())}")
     return problems + _counts(stage, manifest, verdicts) + _identity(stage, source, ids)
 
 
@@ -63,13 +57,15 @@ def _files(stage: StageFolder, manifest: Manifest) -> list[str]:
     return sorted(problems)
 
 
-def _rows(stage: StageFolder, file: str) -> tuple[list[str], list[str]]:
-    """(ids, verdicts) of one file; the verdict is the task's where there is one."""
-    with stage.fs.open_input_file(file) as handle:
-        content = pq.ParquetFile(handle)
-        verdict = "task_verdict" if "task_verdict" in content.schema_arrow.names else "verdict"
-        table = content.read(columns=["id", verdict])
-    return table.column("id").to_pylist(), [str(name) for name in table.column(verdict).to_pylist()]
+def _rows(stage: StageFolder, files: list[str]) -> tuple[pa.LargeStringArray, Counter[str]]:
+    """(ids, sorted; rows per verdict); the verdict is the task's where there is one."""
+    names = pq.read_schema(files[0], filesystem=stage.fs).names
+    verdict = "task_verdict" if "task_verdict" in names else "verdict"
+    ids, verdicts = [], Counter[str]()
+    for batch in read_columns(stage.fs, files, ["id", verdict]):
+        ids.append(batch.column("id"))
+        verdicts.update(map(str, batch.column(verdict).to_pylist()))
+    return sorted_ids(ids), verdicts
 
 
 def _counts(stage: StageFolder, manifest: Manifest, verdicts: Counter[str]) -> list[str]:
@@ -83,26 +79,23 @@ def _counts(stage: StageFolder, manifest: Manifest, verdicts: Counter[str]) -> l
     return problems
 
 
-def _identity(stage: StageFolder, source: StageFolder | None, ids: set[str]) -> list[str]:
+def _identity(stage: StageFolder, source: StageFolder | None, ids: pa.LargeStringArray) -> list[str]:
     if source is None:
         return []
-    wanted: set[str] = set()
     try:
-        for file in source.parquet_files():
-            wanted.update(_rows(source, file)[0])
+        wanted, _ = _rows(source, source.parquet_files())
     except (OSError, pa.ArrowException, StorageError):
         return []  # named where the source itself is verified
     problems = []
-    if wanted - ids:
-        problems.append(f"{stage.uri}: {len(wanted - ids)} rows of '{source.name}' are missing: {_some(wanted - ids)}")
-    if ids - wanted:
-        problems.append(f"{stage.uri}: {len(ids - wanted)} rows are not in '{source.name}': {_some(ids - wanted)}")
+    if len(lost := missing(wanted, ids)):
+        problems.append(f"{stage.uri}: {len(lost)} rows of '{source.name}' are missing: {_some(lost)}")
+    if len(foreign := missing(ids, wanted)):
+        problems.append(f"{stage.uri}: {len(foreign)} rows are not in '{source.name}': {_some(foreign)}")
     return problems
 
 
-def _some(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    return ", ".join(ordered[:SHOWN]) + (", ..." if len(ordered) > SHOWN else "")
+def _some(names: pa.LargeStringArray) -> str:
+    return ", ".join(names[:SHOWN].to_pylist()) + (", ..." if len(names) > SHOWN else "")
 
 
 def _short(error: Exception) -> str:

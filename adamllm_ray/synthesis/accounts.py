@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from adamllm_ray.data import storage
+from adamllm_ray.data.identity import read_columns, unique_ids
 from adamllm_ray.data.run import StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import RowAccountingError, TooManyFailures
@@ -30,7 +28,7 @@ class Tasks:
 
     verdicts: dict[str, int]
     content: str
-    ids: pa.StringArray
+    ids: pa.LargeStringArray
 
 
 def count_tasks(stage: StageFolder, files: Sequence[str]) -> Tasks:
@@ -43,47 +41,16 @@ def count_tasks(stage: StageFolder, files: Sequence[str]) -> Tasks:
     verdicts: Counter[str | None] = Counter()
     total, ids = 0, []
     with storage.storage_errors("read the tasks", stage.uri):
-        for file in files:
-            table = pq.read_table(file, columns=CONTENT, filesystem=stage.fs, partitioning=None)
-            verdicts.update(table.column("task_verdict").to_pylist())
-            ids += table.column("id").chunks
-            for row in zip(*(table.column(name).to_pylist() for name in CONTENT), strict=True):
+        for batch in read_columns(stage.fs, files, CONTENT):
+            ids.append(batch.column("id"))
+            columns = [batch.column(name).to_pylist() for name in CONTENT]
+            verdicts.update(columns[1])
+            for row in zip(*columns, strict=True):
                 total += int.from_bytes(hashlib.sha256(json.dumps(row).encode()).digest(), "little")
     if None in verdicts:
         raise RowAccountingError(f"{stage.uri}: {verdicts[None]} rows have no task verdict")
     digest = (total % 2**256).to_bytes(32, "little").hex()
-    return Tasks({str(name): count for name, count in verdicts.items()}, digest, sorted_ids(ids, stage.uri))
-
-
-def ids_of(fs: pafs.FileSystem, files: Sequence[str], where: str) -> pa.StringArray:
-    """All ids in Parquet files, sorted. Raises RowAccountingError when one occurs twice."""
-    with storage.storage_errors("read the ids", where):
-        parts = [pq.read_table(file, columns=["id"], filesystem=fs, partitioning=None) for file in files]
-    return sorted_ids([chunk for part in parts for chunk in part.column("id").chunks], where)
-
-
-def sorted_ids(chunks: Sequence[pa.Array], where: str) -> pa.StringArray:
-    """The ids of all chunks in order. Raises RowAccountingError when one occurs twice."""
-    strings = [chunk.cast(pa.string()) for chunk in chunks]
-    ids = pa.concat_arrays(strings) if strings else pa.array([], pa.string())
-    ids = ids.take(pc.sort_indices(ids))
-    twice = ids[1:].filter(pc.equal(ids[1:], ids[:-1])) if len(ids) > 1 else ids[:0]
-    if len(twice):
-        raise RowAccountingError(f"id {twice[0]} occurs more than once in {where}")
-    return ids
-
-
-def check_same(wanted: pa.StringArray, found: pa.StringArray, what: str) -> None:
-    """Raise RowAccountingError, counting and naming the difference, unless both (sorted) are the same ids."""
-    if wanted.equals(found):
-        return
-    missing = wanted.filter(pc.invert(pc.is_in(wanted, found)))
-    foreign = found.filter(pc.invert(pc.is_in(found, wanted)))
-    example = (missing if len(missing) else foreign)[0]
-    raise RowAccountingError(
-        f"{what}: {len(missing)} rows are missing and {len(foreign)} are foreign, for example {example}; "
-        "start the stage again with --force-new"
-    )
+    return Tasks({str(name): count for name, count in verdicts.items()}, digest, unique_ids(ids, stage.uri))
 
 
 def check_ceiling(verdicts: dict[str, int], limit: float) -> None:

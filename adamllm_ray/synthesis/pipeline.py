@@ -13,12 +13,13 @@ import time
 from typing import Any
 
 from adamllm_ray.config import RunConfig
+from adamllm_ray.data.identity import check_same, ids_of
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
 from adamllm_ray.errors import SourceError
 from adamllm_ray.models.checkpoint import model_identity
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.synthesis import prompts
-from adamllm_ray.synthesis.accounts import Tasks, check_ceiling, check_same, count_tasks, ids_of
+from adamllm_ray.synthesis.accounts import Tasks, check_ceiling, count_tasks
 from adamllm_ray.synthesis.actors import EngineMaker, start_engine
 from adamllm_ray.synthesis.engine_arguments import engine_identity
 from adamllm_ray.synthesis.graph import run_graph

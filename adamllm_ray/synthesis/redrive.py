@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
+from adamllm_ray.data.identity import check_same, ids_of, unique_ids
 from adamllm_ray.data.record import RECORD_SCHEMA, SYNTHESIZED_SCHEMA
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, FingerprintMismatch, SourceError, TooManyFailures
 from adamllm_ray.ray_runtime import ray_session
-from adamllm_ray.synthesis.accounts import Tasks, check_ceiling, check_same, count_tasks, ids_of, sorted_ids
+from adamllm_ray.synthesis.accounts import Tasks, check_ceiling, count_tasks
 from adamllm_ray.synthesis.actors import EngineMaker, start_engine
 from adamllm_ray.synthesis.graph import run_graph
 from adamllm_ray.synthesis.pipeline import STAGE, fingerprint, finished_ingest
@@ -99,7 +100,7 @@ def _ask(config: RunConfig, work: StageFolder, rows: pa.Table, engine_maker: Eng
         with ray_session(), shown(work, "redrive", rows.num_rows):
             run_graph(config, [f"{work.path}/{ROWS}"], work, engine_maker)
     found = count_tasks(work, work.parquet_files())
-    check_same(sorted_ids(rows.column("id").chunks, work.uri), found.ids, "redrive")
+    check_same(unique_ids(rows.column("id").chunks, work.uri), found.ids, "redrive")
     return found
 
 
@@ -109,7 +110,7 @@ def _swap(
     work: StageFolder,
     files: Sequence[str],
     old: Manifest | None,
-    ids: pa.StringArray,
+    ids: pa.LargeStringArray,
     entry: dict[str, Any],
     started: float,
 ) -> Manifest:
@@ -189,7 +190,7 @@ def _work_folder(stage: StageFolder, print_: dict[str, Any], rows: pa.Table) -> 
 
 
 def _merge(
-    stage: StageFolder, files: Sequence[str], work: StageFolder, ids: pa.StringArray, generation: int
+    stage: StageFolder, files: Sequence[str], work: StageFolder, ids: pa.LargeStringArray, generation: int
 ) -> dict[str, str]:
     """Write a new version of each file that holds one of ``ids``. Returns {old path: new path}."""
     merged: dict[str, str] = {}

@@ -10,7 +10,7 @@ import pytest
 
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.errors import RowAccountingError, TooManyFailures
-from adamllm_ray.synthesis.accounts import CONTENT, check_ceiling, check_same, count_tasks, ids_of, sorted_ids
+from adamllm_ray.synthesis.accounts import CONTENT, check_ceiling, count_tasks
 
 ROWS = [
     ("b", "kept", "what?", "long", "short"),
@@ -45,19 +45,6 @@ def test_the_digest_is_of_the_tasks_and_not_of_their_order(stage: StageFolder) -
 def test_a_row_without_verdict_and_an_id_twice_stop_the_run(stage: StageFolder) -> None:
     with pytest.raises(RowAccountingError, match="1 rows have no task verdict"):
         count_tasks(stage, [write(stage, "x.parquet", [("a", None, "", "", "")])])
-    file = write(stage, "y.parquet", [ROWS[0]])
-    with pytest.raises(RowAccountingError, match="id b occurs more than once"):
-        ids_of(stage.fs, [file, file], "here")
-
-
-def test_missing_and_foreign_ids_are_counted_and_named() -> None:
-    wanted = sorted_ids([pa.array(["a", "b", "c"])], "")
-    check_same(wanted, sorted_ids([pa.array(["c", "a"]), pa.array(["b"])], ""), "stage")
-    with pytest.raises(RowAccountingError, match="1 rows are missing and 0 are foreign, for example b"):
-        check_same(wanted, pa.array(["a", "c"]), "stage")
-    with pytest.raises(RowAccountingError, match="0 rows are missing and 1 are foreign, for example z"):
-        check_same(wanted, pa.array(["a", "b", "c", "z"]), "stage")
-    check_same(sorted_ids([], ""), sorted_ids([], ""), "stage")
 
 
 def test_failed_share_has_a_ceiling() -> None:
