@@ -112,7 +112,7 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message="The maximum number of concurrent tasks", module="ray.data")
 
 
-def _links(error: BaseException) -> Iterator[BaseException]:
+def links(error: BaseException) -> Iterator[BaseException]:
     """The exception and those that it wraps, outermost first."""
     seen: set[int] = set()
     link: BaseException | None = error
@@ -124,12 +124,12 @@ def _links(error: BaseException) -> Iterator[BaseException]:
 
 def disk_error(error: BaseException) -> OSError | None:
     """The operating system's error that a Ray task died of. Ray's wrapper is an OSError too, but without the number."""
-    return next((link for link in _links(error) if isinstance(link, OSError) and link.errno is not None), None)
+    return next((link for link in links(error) if isinstance(link, OSError) and link.errno is not None), None)
 
 
 def own_error(error: BaseException) -> AdamLLMError | None:
     """The exception of ours that Ray wrapped, if there is one. Of an actor that did not start, Ray keeps only text."""
-    for link in _links(error):
+    for link in links(error):
         if isinstance(link, AdamLLMError):
             return link
     named = re.search(r"adamllm_ray\.errors\.(ModelError|ConfigError): (.+)", str(error))

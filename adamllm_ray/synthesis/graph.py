@@ -19,7 +19,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.record import RECORD_SCHEMA
 from adamllm_ray.data.run import StageFolder
 from adamllm_ray.errors import AdamLLMError, ReplicasLost
-from adamllm_ray.ray_runtime import disk_error, own_error
+from adamllm_ray.ray_runtime import disk_error, links, own_error
 from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer
 from adamllm_ray.synthesis.pools import IO_CPUS, Pool, fit_pools, write_tasks
 
@@ -139,18 +139,14 @@ def _lost(error: BaseException, config: RunConfig) -> AdamLLMError | None:
     from ray.data.exceptions import ExecutionTimeoutError
     from ray.exceptions import RayActorError
 
-    links: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in links:
-        links.append(link)
-        link = link.__cause__ or link.__context__
+    chain = list(links(error))
     again = "What is finished is kept: with the cause removed, run the same command again."
-    if any(isinstance(one, ExecutionTimeoutError) for one in links):
+    if any(isinstance(one, ExecutionTimeoutError) for one in chain):
         return ReplicasLost(
             f"synthesis: nothing moved for {config.synthesis.stall_minutes:g} minutes (synthesis.stall_minutes): "
             f"replicas that cannot start, or wait for machines that do not come. {again}"
         )
-    if any(isinstance(one, RayActorError) for one in links):
+    if any(isinstance(one, RayActorError) for one in chain):
         return ReplicasLost(
             "synthesis: a batch was given up after its replica had died under it again and again (engine.max_retries). "
             f"Too little memory, or a row that the engine does not survive? Ray's logs say how it died. {again}"
