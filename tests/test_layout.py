@@ -73,6 +73,7 @@ def test_verbs_of_the_command_line():
 TESTED_WITH_A_NEIGHBOUR = {
     "config_engine.py": "synthesis/test_placement.py",
     "config_text.py": "test_config.py",
+    "config_training.py": "test_config.py",
     "data/jsonfile.py": "data/sources/test_sharegpt.py",
     "data/record.py": "data/test_ingest.py",
     "data/sources/pair.py": "data/sources/test_parquet.py",
