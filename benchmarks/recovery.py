@@ -2,6 +2,7 @@
 
     python -m benchmarks.recovery
 
+The driver twice over: at four points of one run, and twenty times in another.
 For each: rows lost and doubled in the end, rows that an engine was asked for twice, and the seconds from the kill (of
 the driver: from the new start) to the first row at a process that was not there before. The same code as the tests
 tests/synthesis/test_kill.py and test_faults.py; the seconds are those of starting processes on this machine, not of
@@ -11,7 +12,7 @@ loading a real model.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,18 @@ from tests.synthesis.lives import Runs, short_folder
 ROWS = 400
 PACE = 0.1  # seconds per row at an engine
 SHARES = (0.1, 0.4, 0.7, 0.95)
+RESTARTS = 20  # reliability test 2: the next driver starts while orphans of the last one may be alive
 
 
 def main() -> None:
     """Kill everything once and print the line."""
     vlm, judge = (Path(resolve_model(f"pocket:{name}")) for name in ("synthesizer", "judge"))
     with tempfile.TemporaryDirectory() as folder:
-        metrics = drivers(Path(folder) / "driver", vlm, judge)
+        metrics = drivers(Path(folder) / "driver", vlm, judge, SHARES)
         say(f"driver: {metrics}")
+        again = drivers(Path(folder) / "again", vlm, judge, [(n + 1) / (RESTARTS + 1) for n in range(RESTARTS)])
+        metrics[f"driver_{RESTARTS}_times"] = together(again)
+        say(f"driver {RESTARTS} times: {metrics[f'driver_{RESTARTS}_times']}")
         with worker_nodes(3):
             for name, kill in BELOW.items():
                 metrics[name] = below(Path(folder) / name, vlm, judge, kill)
@@ -43,13 +48,13 @@ def main() -> None:
     finish("recovery", lost | {"rows_per_run": ROWS, "blocks_of": SMALL["rows_per_block"], "kills": metrics})
 
 
-def drivers(folder: Path, vlm: Path, judge: Path) -> dict[str, Any]:
-    """One run whose driver is killed at each of SHARES and started again at once."""
+def drivers(folder: Path, vlm: Path, judge: Path, shares: Sequence[float]) -> dict[str, Any]:
+    """One run whose driver is killed when each of these shares of its rows is done, and started again at once."""
     with short_folder() as short:
         runs = Runs(folder, vlm, judge, short, SMALL)
         write_ingest(runs.run, circles(ROWS))
         lives, done = [], [0]
-        for share in SHARES:
+        for share in shares:
             life = runs.start(stop=("data", round(share * ROWS / SMALL["rows_per_block"])), seconds_per_row=PACE)
             life.wait_until(life.marker.exists)
             life.kill()
@@ -65,9 +70,18 @@ def drivers(folder: Path, vlm: Path, judge: Path) -> dict[str, Any]:
                 "first_new_row_s": round(following.first_row_after(), 1),
             }
             for share, life, following, before, after in zip(
-                SHARES, lives, [*lives[1:], last], done, done[1:], strict=False
+                shares, lives, [*lives[1:], last], done, done[1:], strict=False
             )
         }
+
+
+def together(kills: dict[str, Any]) -> dict[str, Any]:
+    """One run's kills as one entry: rows are counted at its end, work and time for each kill."""
+    last = list(kills.values())[-1]
+    return last | {
+        "recomputed": sum(one["recomputed"] for one in kills.values()),
+        "first_new_row_s": max(one["first_new_row_s"] for one in kills.values()),
+    }
 
 
 def below(folder: Path, vlm: Path, judge: Path, kill: Callable[[Job], None]) -> dict[str, Any]:
