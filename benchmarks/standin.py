@@ -24,7 +24,7 @@ from statistics import NormalDist
 from typing import Any
 
 from adamllm_ray.config import EngineSection
-from adamllm_ray.data.record import uniform
+from adamllm_ray.data.draws import uniform
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec

@@ -87,18 +87,3 @@ def _digest(*parts: bytes) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
-
-
-def draw_seed(seed: int, purpose: str, *keys: object) -> int:
-    """A 31-bit seed for a sampler, drawn like `uniform`."""
-    return int(uniform(seed, purpose, *keys) * 2**31)
-
-
-def uniform(seed: int, purpose: str, *keys: object) -> float:
-    """A number in [0, 1) that depends only on (seed, purpose, keys): the source of every random draw per row.
-
-    Keyed on ids, never on position, shard or arrival order (design rule 3), so a result does not depend on how
-    many workers made it or on which rows failed.
-    """
-    text = "\x1f".join([str(seed), purpose, *map(str, keys)])
-    return int.from_bytes(hashlib.blake2b(_utf8(text), digest_size=8).digest(), "little") / 2**64

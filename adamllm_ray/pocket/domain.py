@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from adamllm_ray.data.record import uniform
+from adamllm_ray.data.draws import uniform
 from adamllm_ray.pocket import language
 from adamllm_ray.pocket.chips import CLIMATES, STRIDE_PX, WATERS, Chip, Split, all_chips
 from adamllm_ray.pocket.language import Fact

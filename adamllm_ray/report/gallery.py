@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 
 from adamllm_ray.config import ImageLimits
+from adamllm_ray.data.draws import uniform
 from adamllm_ray.data.images import decode
-from adamllm_ray.data.record import uniform
 from adamllm_ray.data.run import StageFolder
 from adamllm_ray.data.verdicts import Outcome, Verdict
 from adamllm_ray.errors import ImageRefused

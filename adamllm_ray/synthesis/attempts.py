@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from adamllm_ray.data.record import draw_seed
+from adamllm_ray.data.draws import draw_seed
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.synthesis.engine import SamplingSpec
 

@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
-from adamllm_ray.data.record import RECORD_SCHEMA, uniform
+from adamllm_ray.data.draws import uniform
+from adamllm_ray.data.record import RECORD_SCHEMA
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from adamllm_ray.config import TrainingSection
-from adamllm_ray.data.record import uniform
+from adamllm_ray.data.draws import uniform
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.conversations import Example
+
+if TYPE_CHECKING:
+    from adamllm_ray.config import TrainingSection
 
 T = TypeVar("T")
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adamllm_ray.config import ImageLimits
 from adamllm_ray.data import images
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ExampleRefused, ModelError
 from adamllm_ray.training.conversations import IGNORE, Example
 from adamllm_ray.training.packing import Piece, RopeIndex, pack
+
+if TYPE_CHECKING:
+    from adamllm_ray.config import ImageLimits
 
 PAD_MULTIPLE = 8  # tokens
 
@@ -63,7 +65,8 @@ class Collator:
     Args:
         processor: a VLM processor, or a bare tokenizer for a text-only model.
         max_length: tokens, image tokens included; a longer example is left out and noted in the batch.
-        limits: of the images; a picture that breaks them here was not checked by ingest, and stops the job.
+        limits: of the images, the configuration's defaults if absent; a picture that breaks them here was not
+            checked by ingest, and stops the job.
         cache_bytes: image tensors kept from one epoch to the next; 0 to keep none.
         packing: join the examples of a batch into one sequence (see `packing`) instead of padding them to a rectangle.
         rope: the model's position function, from `packing.rope_index`; only used when packing.
@@ -76,7 +79,7 @@ class Collator:
         processor: Any,
         max_length: int,
         *,
-        limits: ImageLimits = ImageLimits(),
+        limits: ImageLimits | None = None,
         cache_bytes: int = 256 << 20,
         packing: bool = False,
         rope: RopeIndex | None = None,
@@ -87,7 +90,7 @@ class Collator:
         self.tokenizer: Any = getattr(processor, "tokenizer", processor)
         self.image_processor: Any = getattr(processor, "image_processor", None)
         self.max_length = max_length
-        self.limits = limits
+        self.limits = limits or _default_limits()
         self.always_image = always_image
         pad = self.tokenizer.pad_token_id
         self.pad_id: int = self.tokenizer.eos_token_id if pad is None else pad
@@ -209,6 +212,12 @@ class Collator:
         if "mm_token_type_ids" in getattr(self.processor, "model_input_names", []):
             inputs["mm_token_type_ids"] = torch.eq(ids, -1 if self.image_id is None else self.image_id).long()
         return inputs
+
+
+def _default_limits() -> ImageLimits:
+    from adamllm_ray.config import ImageLimits  # not at the top: the step loop and its batches need no pydantic
+
+    return ImageLimits()
 
 
 def _blank_picture(size: tuple[int, int]) -> Any:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from adamllm_ray.data.record import uniform
+from adamllm_ray.data.draws import uniform
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ExampleRefused
 from adamllm_ray.models.chat import ChatFormat, Turn

@@ -1,4 +1,4 @@
-"""The step loop: a DeepSpeed engine, a stream of batches, a schedule. No Ray in it.
+"""The step loop: an engine (DeepSpeed's), a stream of batches, a schedule. No Ray in it.
 
     loop = StepLoop(model, section, steps=source.steps)
     reports = loop.run(source, on_step=print)
@@ -15,22 +15,24 @@ import inspect
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import distributed as dist
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from adamllm_ray.config import TrainingSection
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import TrainingError
 from adamllm_ray.training.collate import Batch
 from adamllm_ray.training.conversations import IGNORE
+from adamllm_ray.training.engines import PlainEngine, open_engine
+
+if TYPE_CHECKING:
+    from adamllm_ray.config import TrainingSection
 
 TAG = "state"  # DeepSpeed's name for the folder inside a checkpoint
 
@@ -93,6 +95,7 @@ class StepLoop:
         groups: torch parameter groups with their own lr / weight_decay; all parameters with the section's otherwise.
         kinds: kinds of text whose loss is also reported apart; the same on all workers.
         seed: for dropout.
+        engine: what drives the model (see `engines`): DeepSpeed where it is installed.
     """
 
     def __init__(
@@ -104,21 +107,16 @@ class StepLoop:
         groups: list[dict[str, Any]] | None = None,
         kinds: Sequence[str] = (),
         seed: int = 0,
+        engine: Callable[..., Any] = open_engine,
     ) -> None:
         join_process_group()
-        deepspeed = _deepspeed()
         self.section, self.steps, self.kinds, self.seed = section, steps, list(kinds), seed
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.labelled = "logits_to_keep" in inspect.signature(model.forward).parameters
         groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
         groups = [{"lr": section.learning_rate, "weight_decay": section.weight_decay, **group} for group in groups]
         self._base_lrs = [float(group["lr"]) for group in groups]
-        self.engine: Any = deepspeed.initialize(
-            model=model,
-            model_parameters=groups,
-            config=engine_config(section, self.world),
-            dist_init_required=False,
-        )[0]
+        self.engine: Any = engine(model, section, groups, world=self.world)
         self._settings = [{k: v for k, v in g.items() if k != "params"} for g in self.engine.optimizer.param_groups]
         self.dtype = torch.bfloat16 if section.precision == "bf16" else torch.float32
 
@@ -185,7 +183,7 @@ class StepLoop:
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole model's state dict on the CPU of worker 0, None on the others. Every worker must call it."""
         model = self.engine.module
-        if self.section.zero_stage < 3:
+        if self.section.zero_stage < 3 or isinstance(self.engine, PlainEngine):
             return {k: v.detach().cpu() for k, v in model.state_dict().items()} if self.rank == 0 else None
         import deepspeed
 
@@ -302,26 +300,6 @@ def schedule_factor(section: TrainingSection, step: int, steps: int) -> float:
     return section.min_lr_share + (1 - section.min_lr_share) * decay
 
 
-def engine_config(section: TrainingSection, world: int) -> dict[str, Any]:
-    """DeepSpeed's configuration; keys of ``training.deepspeed`` are merged over it."""
-    on_gpu = torch.cuda.is_available()
-    adam = {"lr": section.learning_rate, "betas": list(section.betas), "weight_decay": section.weight_decay}
-    # torch's own AdamW: DeepSpeed's would be compiled at the first start
-    fused = {"torch_adam": True, "fused": True, "foreach": False}
-    offload = "offload_optimizer" in section.deepspeed.get("zero_optimization", {})
-    micro = section.micro_batch if section.token_budget is None else max(1, section.global_batch // world)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro,  # book-keeping only: the loop says where an accumulation ends
-        "gradient_accumulation_steps": max(1, section.global_batch // (micro * world)),
-        "zero_optimization": {"stage": section.zero_stage, "overlap_comm": on_gpu},
-        "optimizer": {"type": "AdamW", "params": adam if offload else adam | fused},
-        "gradient_clipping": section.clip_norm,
-        "bf16": {"enabled": section.precision == "bf16"},
-        "steps_per_print": 10**9,
-    }
-    return _merged(config, section.deepspeed)
-
-
 def join_process_group() -> None:
     """Use the process group that exists (Ray Train), the one torchrun describes, or a group of one."""
     if not torch.cuda.is_available():
@@ -334,27 +312,6 @@ def join_process_group() -> None:
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-
-
-def _deepspeed() -> Any:
-    """The deepspeed module, without its optional shared-memory all-reduce for CPU.
-
-    That op is compiled with a C++ compiler at the first start (minutes) and saves nothing at our sizes. DeepSpeed
-    itself falls back to gloo where the op is marked incompatible, as it is on every system but Linux.
-    """
-    import deepspeed
-
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's older calls
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
-
-
-def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _ahead(source: BatchSource, start: int) -> Iterator[tuple[int, list[Batch]]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from adamllm_ray.config import MixtureSection
-from adamllm_ray.data.record import uniform
+from adamllm_ray.data.draws import uniform
 from adamllm_ray.errors import MixtureDriftError
 
 DOMAIN = ""  # the source of the run's own records; replay sources have names

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adamllm_ray.config import LoraSection, PartSection, TrainingSection
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.families import PARTS, Family, Part, family_of
+
+if TYPE_CHECKING:
+    from adamllm_ray.config import LoraSection, PartSection, TrainingSection
 
 
 @dataclass(frozen=True, slots=True)

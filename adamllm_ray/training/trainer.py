@@ -37,6 +37,7 @@ _CODE = (
     "catalog",
     "collate",
     "conversations",
+    "engines",
     "feed",
     "lengths",
     "loop",

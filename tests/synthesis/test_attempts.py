@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adamllm_ray.data.record import draw_seed
+from adamllm_ray.data.draws import draw_seed
 from adamllm_ray.synthesis.actors import Judge, Synthesizer
 from adamllm_ray.synthesis.attempts import choose, needs_retry, request_id
 from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec

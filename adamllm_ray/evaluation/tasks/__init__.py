@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from adamllm_ray.config import EvaluationSection, S3Section
-from adamllm_ray.data.record import uniform
+from adamllm_ray.data.draws import uniform
 from adamllm_ray.data.verdicts import Verdict
 
 Kind = Literal["open", "closed"]
