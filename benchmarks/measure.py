@@ -47,7 +47,7 @@ def finish(name: str, metrics: Mapping[str, Any], *, hardware_more: Mapping[str,
         "hardware": hardware() | dict(hardware_more or {}),
         "versions": versions(),
         "commit": git("rev-parse", "--short", "HEAD"),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", _program(), *sys.argv[1:]]),
     }
     target = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
     target.parent.mkdir(exist_ok=True)
@@ -95,6 +95,12 @@ def last_json(text: str) -> dict[str, Any]:
 def say(text: str) -> None:
     """A line for whoever watches; stdout is for the result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def _program() -> str:
+    """This program, without the folder that the repository happens to be in."""
+    path = Path(sys.argv[0]).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
 
 
 def _cpu() -> str:

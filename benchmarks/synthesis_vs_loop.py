@@ -1,6 +1,6 @@
 """Our streaming graph against the usual loop, on stand-in engines: what scheduling alone is worth.
 
-    python -m benchmarks.synthesis_vs_loop [--rows 12000] [--repeats 2]
+    python -m benchmarks.synthesis_vs_loop [--rows 24000] [--repeats 2]        25 minutes
 
 The loop is our own re-implementation of how such jobs are usually written: the rows are dealt to 8 processes before
 the start, each gives its engine 500 rows and waits for the slowest of them before it takes the next 500, and judging
@@ -38,7 +38,7 @@ SLOTS = 256  # vLLM's default max_num_seqs
 def main() -> None:
     """Run both, interleaved, and print the line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=12_000)
+    parser.add_argument("--rows", type=int, default=24_000)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--folder", default="runs/synthesis_vs_loop")
     options = parser.parse_args()
