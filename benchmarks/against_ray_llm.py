@@ -1,6 +1,6 @@
 """Our synthesizer pool against plain ``ray.data.llm``: rows/s, bytes through the object store, and one bad image.
 
-    python benchmarks/against_ray_llm.py [--rows 1000] [--rounds 2]
+    python -m benchmarks.against_ray_llm [--rows 1000] [--rounds 2]
 
 Both read the same Parquet file of JPEG bytes and captions, ask the same pocket model for 16 tokens per row (greedy) on
 one vLLM replica on CPU, and write Parquet. ``ray.data.llm`` runs the only way that works for images with this vLLM:
@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measure import finish, interleaved, last_json, median, say
+
+from benchmarks.measure import finish, interleaved, last_json, median, say
 
 if TYPE_CHECKING:
     import ray.data
@@ -90,7 +91,17 @@ def _run(name: str, source: Path, target: Path) -> dict[str, Any]:
     """Rows written, their rate without start-up, bytes per row and the error of a process that did not end well."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
-    command = [sys.executable, __file__, "--arm", name, "--source", str(source), "--target", str(target)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.against_ray_llm",
+        "--arm",
+        name,
+        "--source",
+        str(source),
+        "--target",
+        str(target),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     files = sorted(target.rglob("*.parquet"), key=lambda path: path.stat().st_mtime)
     counts = [pq.read_metadata(file).num_rows for file in files]

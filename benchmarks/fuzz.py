@@ -1,6 +1,6 @@
 """Fuzz what reads foreign bytes: triplet parser, judge-label parser, image decoder. Prints one JSON line.
 
-    python benchmarks/fuzz.py [--inputs 100000]
+    python -m benchmarks.fuzz [--inputs 100000]
 
 Each gets that many inputs from Hypothesis (tests/strategies.py) and must answer with a result, or with one of our
 own verdicts or errors. Anything else is counted as foreign and printed; the exit code is 1 then. About 10 minutes.
@@ -17,7 +17,6 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from measure import finish
 
 from adamllm_ray.config import ImageLimits
 from adamllm_ray.data.images import decode
@@ -26,6 +25,7 @@ from adamllm_ray.errors import ImageRefused, ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.consistency import judgement
 from adamllm_ray.synthesis.triplets import Triplet, TripletParser
+from benchmarks.measure import finish
 from tests.strategies import damaged_images, label_logprobs, responses
 
 LABELS = {"Yes": 11, "No": 12, "Open": 13}

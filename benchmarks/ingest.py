@@ -1,6 +1,6 @@
 """Ingest: rows per second, what overlapping buys, and what a row costs in memory.
 
-    python benchmarks/ingest.py            about three minutes on two cores
+    python -m benchmarks.ingest            about three minutes on two cores
 
 * `thread_speedup`: real JPEGs from disk, decoded by one thread and by as many as there are cores.
 * `overlap_speedup`: the same JPEGs when each takes 40 ms to arrive (a stand-in for an object store: it sleeps), read by
@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import finish, interleaved, median, say
 from PIL import Image
 
 from adamllm_ray.config import parse_config
@@ -31,6 +30,7 @@ from adamllm_ray.data import ingest as module
 from adamllm_ray.data.duplicates import Duplicates, NearHashes
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.sources import RawPair
+from benchmarks.measure import finish, interleaved, median, say
 
 ROWS, IMAGES, SIZE = 400, 40, (1024, 768)
 LATENCY_S = 0.04

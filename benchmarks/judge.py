@@ -1,6 +1,6 @@
 """What prefix caching and one constrained token are worth to the judge. Real vLLM on CPU, in this process.
 
-    python benchmarks/judge.py [--prompts 96] [--rounds 3]
+    python -m benchmarks.judge [--prompts 96] [--rounds 3]
 
 Both sides judge the same tasks, new ones in each round, with the same model and the same few-shot header of at least
 1,600 tokens. Ours: the header is in the prefix cache, the answer is one token out of Yes / No / Open with its
@@ -20,12 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import finish, interleaved, median, say
-
 from adamllm_ray.config import EngineSection
 from adamllm_ray.models.checkpoint import export_model
 from adamllm_ray.synthesis.consistency import FEW_SHOT_HEADER, LABELS, judge_prompt, label_ids
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec
+from benchmarks.measure import finish, interleaved, median, say
 
 HEADER_TOKENS = 1600
 POSITIONS = 4096

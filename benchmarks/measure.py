@@ -1,6 +1,6 @@
 """What every benchmark here shares: machine and versions, the A B A B order, and the JSON line at the end.
 
-    from measure import finish, interleaved
+    from benchmarks.measure import finish, interleaved
     rates = interleaved({"ours": run_ours, "theirs": run_theirs}, rounds=3)
     finish("name", {"speedup": median(rates["ours"]) / median(rates["theirs"])})
 

@@ -1,6 +1,6 @@
 """The quickstart as a measurement: time of each stage, rows, scores. Prints one JSON line.
 
-    python benchmarks/quickstart.py [--output runs/benchmark] >> benchmarks/results/quickstart.jsonl
+    python -m benchmarks.quickstart [--output runs/benchmark] >> benchmarks/results/quickstart.jsonl
 
 The README's result table comes from the last line of that file. A fresh output folder runs everything; a finished one
 is only read.
@@ -14,11 +14,10 @@ import sys
 import time
 from typing import Any
 
-from measure import ROOT, git, hardware
-
 from adamllm_ray.config import load_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.stages import run_stages
+from benchmarks.measure import ROOT, git, hardware
 
 
 def main() -> None:

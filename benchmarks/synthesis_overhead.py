@@ -1,6 +1,6 @@
 """What Ray and our graph cost: rows/s of the whole streaming graph against the engines' own ceiling. Real vLLM on CPU.
 
-    python benchmarks/synthesis_overhead.py [--rows 2000] [--rounds 2]
+    python -m benchmarks.synthesis_overhead [--rows 2000] [--rounds 2]
 
 Graph: `adamllm synthesize` with the pocket models (read, decode, prompt, synthesizer, parse, judge, write) in Ray.
 Ceiling: the same prompts, prepared beforehand, straight into the same two engines in two plain processes that run at
@@ -28,11 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import ROOT, finish, interleaved, last_json, median, say
-
 from adamllm_ray.config import EngineSection, RunConfig, load_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec
+from benchmarks.measure import ROOT, finish, interleaved, last_json, median, say
 
 POOLS = {"synthesizer": True, "judge": False}  # and whether requests carry an image
 START_LIMIT_S = 600
@@ -70,7 +69,17 @@ def _measure(rows: int, rounds: int, folder: Path) -> None:
     def arm(name: str) -> float:
         if name == "graph":
             shutil.rmtree(folder / "run" / "synthesize", ignore_errors=True)
-        command = [sys.executable, __file__, "--arm", name, "--rows", str(rows), "--folder", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.synthesis_overhead",
+            "--arm",
+            name,
+            "--rows",
+            str(rows),
+            "--folder",
+            str(folder),
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[name].append(last_json(done.stdout))
         return rows / float(found[name][-1]["seconds"])
