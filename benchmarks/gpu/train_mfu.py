@@ -319,9 +319,10 @@ def llava_next(tiny: bool) -> tuple[Any, Any]:
     """(config, processor) of llama3-llava-next-8b's dimensions, or small ones."""
     import tempfile
 
-    from synthesis_gpu import TINY as SMALL
-    from synthesis_gpu import Scale, write_vlm  # the file beside this one
     from transformers import AutoConfig, AutoProcessor
+
+    from benchmarks.gpu.synthesis_gpu import TINY as SMALL
+    from benchmarks.gpu.synthesis_gpu import Scale, write_vlm
 
     with tempfile.TemporaryDirectory() as folder:
         write_vlm(folder, SMALL if tiny else Scale())
