@@ -1,6 +1,6 @@
 """The step loop against TRL's SFTTrainer and against itself: the same rows, model and optimizer give the same losses.
 
-    python -m benchmarks.train_parity             two minutes on two cores; needs the extra `benchmarks` (TRL)
+    python -m benchmarks.train_parity             five minutes on two cores; needs the extra `benchmarks` (TRL)
 
 20 steps of 8 rows (a picture each, completions of 3 to 60 words) on ``pocket:base`` in fp32, AdamW, cosine,
 clipping. Compared: loss per step of ours and of TRL, one process each (`max_loss_diff`, goal 1e-5); of ZeRO-1/2/3 on
