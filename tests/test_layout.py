@@ -46,7 +46,8 @@ def test_only_the_engine_imports_vllm():
 
 
 def test_the_step_loop_and_all_it_imports_from_training_are_free_of_ray():
-    for name in ("loop", "engines", "batches", "collate", "conversations", "parts"):
+    names = ("loop", "engines", "batches", "collate", "conversations", "parts", "checkpoints", "export", "snapshots")
+    for name in names:
         assert "ray" not in imports(PACKAGE / "training" / f"{name}.py"), name
 
 

@@ -27,6 +27,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.errors import ModelError
 
 POCKET = "pocket:"
+SHARD_BYTES = 4 << 30  # of an exported model: what is held beside it while it is written
 WHOLE_FILE_BYTES = 64 << 20  # larger weight files are sampled for the fingerprint
 _SAMPLES, _SAMPLE_BYTES = 64, 64 << 10
 
@@ -139,6 +140,24 @@ def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] =
     return model, processor
 
 
+def empty_vlm(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> tuple[Any, Any]:
+    """What `load_vlm` gives, but the model's tensors are on torch's meta device: names and shapes, no memory.
+
+    To be filled with ``load_state_dict(..., assign=True)`` and exported. Raises ModelError as `load_vlm`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
+
+    processor = load_processor(folder)
+    path = resolve_model(str(folder))
+    with quiet_transformers(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
+    if (Path(path) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model.eval(), processor
+
+
 def load_processor(folder: str | Path) -> Any:
     """The processor of a vision-language model folder, without its weights. Raises ModelError as `load_vlm`."""
     from transformers import AutoProcessor
@@ -156,7 +175,7 @@ def export_model(model: Any, processor: Any, folder: str | Path) -> Path:
     """Write ``model`` (safetensors) and its processor or tokenizer so that transformers and vLLM both load them."""
     target = Path(folder)
     with quiet_transformers():
-        model.save_pretrained(target)
+        model.save_pretrained(target, max_shard_size=SHARD_BYTES)
         processor.save_pretrained(target)
     for shard in sorted(target.glob("*.safetensors")):
         _rename_keys(shard)

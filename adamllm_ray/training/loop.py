@@ -180,21 +180,25 @@ class StepLoop:
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()
 
-    def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole model's state dict on the CPU of worker 0, None on the others. Every worker must call it."""
+    def each_weight(self, take: Callable[[str, torch.Tensor], None]) -> None:
+        """Call ``take(name, tensor)`` on worker 0 for every entry of the model's state dict.
+
+        Every worker must call this. Under ZeRO-3 the tensor is a copy on the CPU, whole; they are put together one at
+        a time, so the other workers never hold more than their shards and one of them. Otherwise it is the model's own.
+        """
         model = self.engine.module
         if self.section.zero_stage < 3 or isinstance(self.engine, PlainEngine):
-            return {k: v.detach().cpu() for k, v in model.state_dict().items()} if self.rank == 0 else None
+            for name, tensor in model.state_dict().items() if self.rank == 0 else ():
+                take(name, tensor.detach())
+            return
         import deepspeed
 
-        whole: dict[str, torch.Tensor] = {}
-        named = dict(model.named_buffers()) | dict(model.named_parameters())
-        wanted = model.state_dict().keys()
-        for name in wanted:  # one at a time: the whole model need not fit beside its shards
+        named = dict(model.named_buffers(remove_duplicate=False))
+        named |= dict(model.named_parameters(remove_duplicate=False))
+        for name in model.state_dict():
             with deepspeed.zero.GatheredParameters([named[name]]):
                 if self.rank == 0:
-                    whole[name] = named[name].detach().cpu().clone()
-        return whole if self.rank == 0 else None
+                    take(name, named[name].detach().to("cpu", copy=True))
 
     def _step(self, step: int, batches: list[Batch], stop: bool) -> StepReport:
         began = time.perf_counter()

@@ -38,6 +38,7 @@ _CODE = (
     "collate",
     "conversations",
     "engines",
+    "export",
     "feed",
     "lengths",
     "loop",
@@ -62,7 +63,8 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
     """Post-train ``models.base`` on the synthesized records and export it to ``train/model``.
 
     ``extra`` of the manifest: ``model`` (folder), ``steps``, ``losses`` ({step, loss, lr} of each), ``shares``
-    (requested and realised per form), ``parts`` (the table), ``refused`` and ``replay`` (counts).
+    (requested and realised per form), ``parts`` (the table), ``refused`` and ``replay`` (counts), ``resumed`` (steps
+    that were continued from after a death), ``passed_over`` (checkpoints that were damaged).
 
     Raises:
         ConfigError: synthesis is not finished, or nothing is left to train on.
@@ -157,6 +159,8 @@ class _Books:
             "parts": outcome["parts"],
             "refused": dict(Counter(refused.values())),
             "replay": self.replay,
+            "resumed": outcome["resumed"],
+            "passed_over": outcome["passed_over"],
         }
 
 
@@ -191,7 +195,9 @@ def _fit(config: RunConfig, run: RunFolder, base: str, steps: int, board: Any) -
     resources: dict[str, float] = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker
-    snapshots.drop_stale_books(stage.place.child(f"ray/{RAY_RUN}"))
+    runs = stage.place.child(f"ray/{RAY_RUN}")
+    snapshots.tidy(runs, section.keep_checkpoints)
+    snapshots.drop_stale_books(runs)
     trainer = TorchTrainer(
         work,
         train_loop_config=job,

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from adamllm_ray.config import RunConfig, parse_config
+from adamllm_ray.data import storage
 from adamllm_ray.data.record import SYNTHESIZED_SCHEMA, record_id
 from adamllm_ray.data.run import RunFolder
 
@@ -46,15 +47,15 @@ def synthesized_rows(count: int = ROWS) -> list[dict[str, Any]]:
     return rows
 
 
-def finished_synthesis(output: Path, rows: list[dict[str, Any]]) -> RunFolder:
+def finished_synthesis(output: Path | str, rows: list[dict[str, Any]]) -> RunFolder:
     run = RunFolder(str(output))
     stage = run.stage("synthesize")
     stage.begin({"made by": "a test"})
-    Path(stage.data).mkdir(exist_ok=True)
+    storage.make_folder(stage.place.child("data"))
     half = len(rows) // 2
     for name, part in (("a", rows[half:]), ("b", rows[:half])):
         table = pa.Table.from_pylist(part, SYNTHESIZED_SCHEMA)
-        pq.write_table(table, f"{stage.data}/{name}.parquet", row_group_size=5)
+        pq.write_table(table, f"{stage.data}/{name}.parquet", row_group_size=5, filesystem=stage.fs)
     verdicts: dict[str, int] = {}
     for row in rows:
         verdicts[row["task_verdict"]] = verdicts.get(row["task_verdict"], 0) + 1
@@ -62,7 +63,7 @@ def finished_synthesis(output: Path, rows: list[dict[str, Any]]) -> RunFolder:
     return run
 
 
-def training_config(output: Path, base: Path, **training: Any) -> RunConfig:
+def training_config(output: Path | str, base: Path, **training: Any) -> RunConfig:
     section = {
         "workers": 2,
         "cpus_per_worker": 0.5,

@@ -12,12 +12,16 @@ def main(spec: dict[str, Any], base: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    from safetensors.torch import load_file
+
     from adamllm_ray.config import TrainingSection
+    from adamllm_ray.data.storage import resolve
     from adamllm_ray.models.chat import ChatFormat, Turn
     from adamllm_ray.models.checkpoint import load_vlm
     from adamllm_ray.training.batches import ExampleBatches
     from adamllm_ray.training.collate import Collator
     from adamllm_ray.training.conversations import conversation_example, text_example
+    from adamllm_ray.training.export import export_trained
     from adamllm_ray.training.loop import StepLoop, join_process_group
     from adamllm_ray.training.parts import prepare_parts
     from tests.training.conftest import picture
@@ -54,9 +58,9 @@ def main(spec: dict[str, Any], base: str) -> None:
     reports = []
     for report in loop.run(source, start=start, on_step=lambda r: loop.save(folder) if r.step == 2 else None):
         reports.append(report.loss)
-    weights = loop.weights()
+    export_trained(loop, base, section, resolve(str(folder / f"model-{world}-{start}")))
     if rank == 0:
-        assert weights is not None
+        weights = load_file(folder / f"model-{world}-{start}" / "model.safetensors")
         total = sum(float(tensor.double().abs().sum()) for tensor in weights.values())
         (folder / f"result-{world}-{start}.json").write_text(json.dumps({"losses": reports, "total": total}))
 

@@ -5,8 +5,21 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import pytest
+
 from adamllm_ray.data import storage
-from adamllm_ray.training.snapshots import COMPLETE, examine, newest_valid, sign_files, snapshot_name, write_complete
+from adamllm_ray.training.snapshots import (
+    COMPLETE,
+    FolderNotShared,
+    Snapshot,
+    examine,
+    names,
+    newest_valid,
+    sign_files,
+    snapshot_name,
+    tidy,
+    write_complete,
+)
 
 
 def make(root: Path, step: int) -> Path:
@@ -14,7 +27,8 @@ def make(root: Path, step: int) -> Path:
     (folder / "state").mkdir(parents=True)
     for rank in range(2):
         (folder / "state" / f"shard-{rank}.pt").write_bytes(random.Random(step + rank).randbytes(5000))
-    write_complete(folder, step, 2, sign_files(folder))
+    place = storage.resolve(str(folder))
+    write_complete(place, step, 2, sign_files(place, [f"state/shard-{rank}.pt" for rank in range(2)]))
     return folder
 
 
@@ -56,3 +70,36 @@ def test_truncated_shard_and_damaged_seal(tmp_path: Path) -> None:
     assert "4999 bytes, 5000 were written" in examine(place)[1]
     (folder / COMPLETE).write_text("{")
     assert "damaged" in examine(place)[1]
+
+
+def test_a_seal_is_not_put_on_what_cannot_be_seen(tmp_path: Path) -> None:
+    """Worker 1 of another node wrote to its own disk: the folder is not shared."""
+    place = storage.resolve(str(tmp_path))
+    (tmp_path / "a.pt").write_bytes(b"1234")
+    files = sign_files(place, ["a.pt"])
+    with pytest.raises(FolderNotShared, match="all nodes share"):
+        write_complete(place, 1, 2, [*files, {"path": "b.pt", "bytes": 4, "sha256": ""}])
+    assert examine(place)[0] is None
+    write_complete(place, 1, 2, files)
+    assert examine(place)[0] is not None
+
+
+def test_tidying_keeps_the_newest_whole_ones_and_deletes_what_a_death_left(tmp_path: Path) -> None:
+    runs = storage.resolve(str(tmp_path))
+    folders = {step: make(tmp_path, step) for step in (1, 2, 3, 4, 5)}
+    (folders[5] / COMPLETE).unlink()  # died while it was written
+    (folders[4] / "state" / "shard-0.pt").write_bytes(b"damaged")
+    (folders[1] / "state" / "shard-0.pt").unlink()  # died while it was deleted
+    tidy(runs, keep=2)
+    assert names(runs) == [folders[step].name for step in (4, 3, 2)]
+    assert newest_valid(runs)[0].step == 3  # type: ignore[union-attr]
+
+
+def test_each_worker_reads_its_own_shards_and_what_is_common() -> None:
+    common = ["state/mp_rank_00_model_states.pt"]
+    own = {
+        rank: [f"state/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", f"worker-{rank}.json"] for rank in (1, 11)
+    }
+    snapshot = Snapshot("n", 1, 12, [{"path": path} for path in (*common, *own[1], *own[11])])
+    assert snapshot.needed_by(1) == [*common, *own[1]]
+    assert snapshot.needed_by(11) == [*common, *own[11]]
