@@ -12,29 +12,70 @@ from pydantic import Field, model_validator
 
 from adamllm_ray.config_engine import Count, Positive, Section, Share, Weight
 
+# Keys of DeepSpeed's own configuration that would contradict fields of this section, and those fields.
+_OURS = {
+    "train_batch_size": "global_batch",
+    "train_micro_batch_size_per_gpu": "micro_batch",
+    "gradient_accumulation_steps": "global_batch, micro_batch and workers",
+    "gradient_clipping": "clip_norm",
+    "scheduler": "schedule",
+    "bf16": "precision",
+    "fp16": "precision",
+}
+
+
+class LoraTargets(Section):
+    """Linear layers that get adapters, part by part, by the last word of their names; 'all' means every one."""
+
+    language_model: list[str] = Field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    projector: list[str] = Field(default_factory=list, description="Empty: trained in full, or frozen by its `train`.")
+    vision_tower: list[str] = Field(default_factory=list, description="As for the projector.")
+
 
 class LoraSection(Section):
-    """Low-rank adapters instead of full fine-tuning (merged at export)."""
+    """Low-rank adapters instead of full fine-tuning. The exported model has them merged in."""
 
     rank: Count = 16
-    alpha: Positive = 32.0
+    alpha: Positive = Field(default=32.0, description="Adapters are scaled by alpha / rank.")
     dropout: Share = 0.0
-    targets: list[str] = Field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    targets: LoraTargets = LoraTargets()
+    modules_to_save: list[str] = Field(
+        default_factory=list,
+        description="Modules (by the last words of their names) that train in full beside the adapters. What else "
+        "their part holds is frozen.",
+    )
+    base_bits: Literal[4] | None = Field(
+        default=None,
+        description="4: hold the frozen weights of the language model in 4 bits (bitsandbytes, NF4). GPU only.",
+    )
+    export_adapter: bool = Field(
+        default=False,
+        description="Also write the adapter itself, in PEFT's layout, to train/adapter; needs everything that trains "
+        "to be an adapter or in modules_to_save.",
+    )
 
 
 class PartSection(Section):
     """One part of the model (language model, projector, vision tower)."""
 
-    train: bool = True
+    train: bool = Field(default=True, description="Off: frozen.")
     learning_rate: Positive | None = Field(default=None, description="The section's learning_rate if absent.")
-    weight_decay: Weight | None = None
+    weight_decay: Weight | None = Field(default=None, description="The section's weight_decay if absent.")
+
+
+class LayersSection(PartSection):
+    """A part that is a stack of layers."""
+
+    gradient_checkpointing: bool = Field(
+        default=False, description="Keep only the inputs of its layers and compute the rest again: memory for time."
+    )
 
 
 class TrainingSection(Section):
     """Post-training with DeepSpeed under Ray Train (paper section 3.2, table 10)."""
 
     workers: Count = 1
-    gpus_per_worker: int = Field(default=0, ge=0)
+    gpus_per_worker: int = Field(default=0, ge=0, description="0 or 1: `workers` says how many GPUs train.")
     cpus_per_worker: Positive = 1.0
     data_workers: int = Field(
         default=0,
@@ -62,14 +103,13 @@ class TrainingSection(Section):
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: Positive = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
-    gradient_checkpointing: bool = False
     zero_stage: Literal[0, 1, 2, 3] = 2
     deepspeed: dict[str, Any] = Field(
         default_factory=dict, description="More DeepSpeed keys (offload, ...), merged last."
     )
-    language_model: PartSection = PartSection()
+    language_model: LayersSection = LayersSection()
     projector: PartSection = PartSection()
-    vision_tower: PartSection = PartSection()
+    vision_tower: LayersSection = LayersSection()
     lora: LoraSection | None = None
     checkpoint_every: Count = Field(default=100, description="Optimizer steps.")
     keep_checkpoints: int = Field(default=2, ge=2, description="At least 2: the newest may be half written.")
@@ -90,3 +130,42 @@ class TrainingSection(Section):
                 f"({self.micro_batch} x {self.workers})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _engine(self) -> TrainingSection:
+        owned = [f"deepspeed.{key}: set {field} instead" for key, field in _OURS.items() if key in self.deepspeed]
+        zero = self.deepspeed.get("zero_optimization", {})
+        if not isinstance(zero, dict) or "stage" in zero:
+            owned.append("deepspeed.zero_optimization.stage: set zero_stage instead")
+        if owned:
+            raise ValueError(f"training: {'; '.join(owned)}")
+        return self
+
+    @model_validator(mode="after")
+    def _parts(self) -> TrainingSection:
+        if self.gpus_per_worker > 1:
+            raise ValueError(
+                f"training: gpus_per_worker is 0 or 1, a worker trains on one GPU: for {self.gpus_per_worker} GPUs set "
+                f"workers={self.workers * self.gpus_per_worker} and gpus_per_worker=1"
+            )
+        if not any(part.train for part in (self.language_model, self.projector, self.vision_tower)):
+            raise ValueError(
+                "training: language_model, projector and vision_tower are all frozen, so nothing would train: "
+                "set train: true for one of them"
+            )
+        if self.lora is not None:
+            self._adapters(self.lora)
+        return self
+
+    def _adapters(self, lora: LoraSection) -> None:
+        """Refuse adapters that contradict the rest of the section."""
+        for name, part in (("projector", self.projector), ("vision_tower", self.vision_tower)):
+            if getattr(lora.targets, name) and not part.train:
+                raise ValueError(
+                    f"training: lora.targets.{name} asks for adapters in a frozen part: set {name}.train=true or leave "
+                    "its targets out"
+                )
+        if lora.base_bits and self.zero_stage == 3:
+            raise ValueError("training: lora.base_bits=4 cannot be sharded: set zero_stage to 0, 1 or 2")
+        if lora.base_bits and not self.gpus_per_worker:
+            raise ValueError("training: lora.base_bits=4 needs a GPU: set gpus_per_worker=1, or leave base_bits out")

@@ -69,6 +69,8 @@ def run_stages(
     """
     from adamllm_ray.ray_runtime import ray_session
 
+    if force_new or run.stage("train").manifest() is None:  # hours before its turn comes
+        importlib.import_module("adamllm_ray.training.trainer").check(config)
     run.write("config.yaml", dump_config(config).encode())
     with run.lock(), ray_session():
         for stage in planned(config):

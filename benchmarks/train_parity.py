@@ -38,7 +38,7 @@ SECTION = {
     "zero_stage": 0,
 }
 FROZEN = {"projector": {"train": False}, "vision_tower": {"train": False}}
-LORA = {"rank": 8, "alpha": 16.0, "targets": ["q_proj", "k_proj", "v_proj", "o_proj"]}
+LORA = {"rank": 8, "alpha": 16.0, "targets": {"language_model": ["q_proj", "k_proj", "v_proj", "o_proj"]}}
 PACKED = {"token_budget": 1024, "max_length": 512, "packing": True}
 ARMS: dict[str, tuple[int, dict[str, Any]]] = {  # ours: ranks, settings
     "ours": (1, {}),

@@ -47,3 +47,12 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import tiny_qwen2_vl
 
     return tiny_qwen2_vl(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "qwen")
+
+
+@pytest.fixture(scope="session")
+def tiny_idefics(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an Idefics3 with random weights and the same tokenizer, with a few tokens more."""
+    from adamllm_ray.pocket.architecture import build_tokenizer
+    from tests.tiny import tiny_idefics3
+
+    return tiny_idefics3(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "idefics")

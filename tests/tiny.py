@@ -42,3 +42,43 @@ def tiny_qwen2_vl(tokenizer: Any, folder: Path) -> Path:
     images = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=84 * 84)
     processor = Qwen2VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=tokenizer.chat_template)
     return export_model(Qwen2VLForConditionalGeneration(config).float(), processor, folder)
+
+
+def tiny_idefics3(tokenizer: Any, folder: Path) -> Path:
+    """Idefics3 (which SmolVLM 1 is) with 0.2 M parameters; an image is cut into 2 x 2 tiles, if it is square.
+
+    ``tokenizer``: the pocket tokenizer; the tokens that Idefics3 puts around tiles are added to it.
+    """
+    import torch
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3Processor
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    from adamllm_ray.models.checkpoint import export_model
+    from adamllm_ray.pocket.architecture import BOS, EOS, IMAGE, PAD
+
+    torch.manual_seed(0)
+    around = ["<global-img>", *(f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2))]
+    tokenizer.add_tokens(around, special_tokens=True)
+    images = Idefics3ImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+    processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=tokenizer.chat_template)
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+    }
+    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 7}
+    config = Idefics3Config(text_config=text, vision_config=vision, image_token_id=IMAGE, scale_factor=2)
+    config.pad_token_id = PAD
+    model = Idefics3ForConditionalGeneration(config).float()
+    generation = model.generation_config
+    generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = BOS, [EOS], PAD
+    return export_model(model, processor, folder)

@@ -113,8 +113,12 @@ def model_identity(spec: str) -> str:
     return model_fingerprint(spec)
 
 
-def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> tuple[Any, Any]:
+def load_vlm(
+    folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto", quantization: Any = None
+) -> tuple[Any, Any]:
     """(model, processor) of a vision-language model folder, on the CPU, in eval mode.
+
+    ``quantization`` is transformers' setting for bitsandbytes; such a model is put on this worker's GPU.
 
     Raises:
         ModelError: not a usable folder (see `resolve_model`), not a vision-language model, or damaged.
@@ -129,10 +133,13 @@ def load_vlm(folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] =
     path = resolve_model(str(folder))
     _require_vlm(path)
     wanted: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    packed: dict[str, Any] = {}
+    if quantization is not None:
+        packed = {"quantization_config": quantization, "device_map": {"": int(os.environ.get("LOCAL_RANK", "0"))}}
     with quiet_transformers():
         try:
             model = AutoModelForImageTextToText.from_pretrained(
-                path, dtype=wanted, local_files_only=True, use_safetensors=True, trust_remote_code=False
+                path, dtype=wanted, local_files_only=True, use_safetensors=True, trust_remote_code=False, **packed
             )
             processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -24,15 +24,22 @@ class Family:
     vision_tower: tuple[str, ...]
     language_model: tuple[str, ...] = ("model.language_model.", "lm_head.")
 
+    def find(self, name: str) -> Part | None:
+        """The part of a parameter, or of a module whose name ends in a dot; None for what is above parts."""
+        if name.startswith(self.projector):
+            return "projector"
+        if name.startswith(self.vision_tower):
+            return "vision_tower"
+        return "language_model" if name.startswith(self.language_model) else None
+
     def part_of(self, parameter: str) -> Part:
         """The part a parameter belongs to. Raises ModelError for one that no prefix covers."""
-        if parameter.startswith(self.projector):
-            return "projector"
-        if parameter.startswith(self.vision_tower):
-            return "vision_tower"
-        if parameter.startswith(self.language_model):
-            return "language_model"
-        raise ModelError(f"parameter {parameter} belongs to no known part; adamllm_ray/models/families.py lists them")
+        part = self.find(parameter)
+        if part is None:
+            raise ModelError(
+                f"parameter {parameter} belongs to no known part; adamllm_ray/models/families.py lists them"
+            )
+        return part
 
 
 _LLAVA = Family(
@@ -40,7 +47,19 @@ _LLAVA = Family(
 )
 _QWEN = Family(projector=("model.visual.merger.",), vision_tower=("model.visual.",))
 
-FAMILIES: dict[str, Family] = {"llava_next": _LLAVA, "qwen2_vl": _QWEN, "qwen2_5_vl": _QWEN}
+_IDEFICS = Family(
+    projector=("model.connector.",),
+    vision_tower=("model.vision_model.",),
+    language_model=("model.text_model.", "lm_head."),
+)
+
+FAMILIES: dict[str, Family] = {
+    "llava_next": _LLAVA,
+    "qwen2_vl": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "idefics3": _IDEFICS,  # SmolVLM 1 is one of these
+    "smolvlm": _IDEFICS,
+}
 
 
 def family_of(model_type: str) -> Family:

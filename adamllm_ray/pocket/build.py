@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from adamllm_ray import progress
-from adamllm_ray.config import PartSection, TrainingSection
+from adamllm_ray.config import TrainingSection
+from adamllm_ray.config_training import LayersSection
 from adamllm_ray.data.run import code_version
 from adamllm_ray.pocket.architecture import Size, build_judge, build_processor, build_tokenizer, build_vlm
 from adamllm_ray.ray_runtime import prepare_environment
@@ -108,7 +109,7 @@ def _section(batch: int, learning_rate: float, tower_rate: float | None = None) 
         betas=(0.9, 0.98),
         precision="fp32",
         zero_stage=0,
-        vision_tower=PartSection(learning_rate=tower_rate),
+        vision_tower=LayersSection(learning_rate=tower_rate),
     )
 
 

@@ -227,16 +227,25 @@ def _blank_picture(size: tuple[int, int]) -> Any:
 
 
 def _stack(images: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Image tensors of a batch: joined along the first axis, the tile axis of [image, tile, channel, y, x] padded."""
+    """Image tensors of a batch, joined along the first axis.
+
+    Where pixels are [image, tile, channel, y, x], all tensors with a tile axis are padded to the most tiles: pixels,
+    and masks [image, tile, y, x] (Idefics3). The models pass over tiles that are all zero.
+    """
     if not images:
         return {}
+    tiled = any(tensor.dim() == 5 for tensor in images[0].values())
     joined: dict[str, torch.Tensor] = {}
     for name in images[0]:
         tensors = [image[name] for image in images]
-        if tensors[0].dim() == 5:
-            tiles = max(tensor.shape[1] for tensor in tensors)
-            tensors = [
-                torch.nn.functional.pad(tensor, (0, 0, 0, 0, 0, 0, 0, tiles - tensor.shape[1])) for tensor in tensors
-            ]
+        if tiled and tensors[0].dim() >= 4:
+            tensors = _same_tiles(tensors)
         joined[name] = torch.cat(tensors)
     return joined
+
+
+def _same_tiles(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Zeros added along axis 1 until all have the most."""
+    tiles, behind = max(tensor.shape[1] for tensor in tensors), tensors[0].dim() - 2
+    pads = [(*(0, 0) * behind, 0, tiles - tensor.shape[1]) for tensor in tensors]
+    return [torch.nn.functional.pad(tensor, pad) for tensor, pad in zip(tensors, pads, strict=True)]

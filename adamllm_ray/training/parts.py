@@ -5,22 +5,24 @@
     print(parts_table(parts.rows))
 
 A part of the model that is to be trained but has no trainable parameter is an error: names of modules change
-between versions of transformers, and a run that trains nothing looks like one that learns slowly.
+between versions of transformers, and a run that trains nothing looks like one that learns slowly. The driver draws the
+same table from a model without weights (`checks`), and a worker whose table is another one stops.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+import functools
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adamllm_ray.errors import ModelError
+from adamllm_ray.errors import ConfigError, ModelError
 from adamllm_ray.models.families import PARTS, Family, Part, family_of
+from adamllm_ray.training.adapters import adapted_layers, attach_lora, export_whole, saved_modules
 
 if TYPE_CHECKING:
-    from adamllm_ray.config import LoraSection, PartSection, TrainingSection
+    from adamllm_ray.config import PartSection, TrainingSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,52 +44,75 @@ class Parts:
     rows: list[PartRow]
 
 
-def prepare_parts(model: torch.nn.Module, section: TrainingSection) -> Parts:
-    """Freeze what is not to train, attach LoRA adapters if configured, and group the rest.
+Members = list[tuple[str, torch.nn.Parameter]]
 
-    With LoRA the language model's own weights are frozen and adapters are added to its ``lora.targets``; projector
-    and vision tower follow their own ``train`` switches as without it.
+
+def prepare_parts(model: Any, section: TrainingSection) -> Parts:
+    """Freeze what is not to train, attach adapters and gradient checkpointing as configured, and group the rest.
+
+    A part with adapters or saved modules trains only those; any other part trains in full or not at all, as its
+    ``train`` says.
 
     Raises:
         ModelError: an unknown family, or a part that is to be trained has nothing to train.
+        ConfigError: a setting of ``section`` that this model cannot follow.
     """
-    family = family_of(model.config.model_type)  # type: ignore[union-attr, arg-type]
-    if section.lora is not None and section.language_model.train:
-        attach_lora(model, section.lora)
-    members: dict[Part, list[tuple[str, torch.nn.Parameter]]] = {part: [] for part in PARTS}
-    for name, parameter in model.named_parameters():
-        part = family.part_of(name)
-        adapted = part == "language_model" and section.lora is not None
-        parameter.requires_grad_(_part(section, part).train and (not adapted or "lora_" in name))
-        members[part].append((name, parameter))
+    family = family_of(model.config.model_type)
+    saved = saved_modules(model, section)
+    adapted = {part for part in PARTS if adapted_layers(model, section, part)} | {_part(family, name) for name in saved}
+    export_whole(model, section, [part for part in PARTS if getattr(section, part).train and part not in adapted])
+    checkpoint_layers(model, section)
+    attach_lora(model, section)
+    members = _members(model, section, family, adapted, tuple(f"{name}." for name in saved))
     rows = [_row(part, members[part], section) for part in PARTS]
     for row in rows:
-        if _part(section, row.part).train and not row.trainable:
+        if _section(section, row.part).train and not row.trainable:
             raise ModelError(
                 f"training.{row.part} is to be trained but has no trainable parameter in this "
-                f"'{model.config.model_type}' model (set train: false for it, or check lora.targets)"  # type: ignore[union-attr]
+                f"'{model.config.model_type}' model (set train: false for it)"
             )
-    if not any(row.trainable for row in rows):
-        raise ModelError("nothing is to be trained: training.language_model, projector and vision_tower are all off")
     return Parts([group for row in rows for group in _groups(row, members[row.part])], rows)
 
 
-def attach_lora(model: torch.nn.Module, lora: LoraSection) -> Any:
-    """Put adapters into the language model's layers, in place. Returns peft's tuner, which can merge them again.
+def checkpoint_layers(model: Any, section: TrainingSection) -> None:
+    """Switch on gradient checkpointing for the layers of the parts that ask for it.
+
+    Not the reentrant kind: that one needs inputs with a gradient, and drops the gradients of a part whose inputs have
+    none (adapters over a frozen embedding, the first layer of a tower).
 
     Raises:
-        ModelError: no layer of the language model is called like one of ``lora.targets``.
+        ConfigError: the part has no layers that can be checkpointed.
     """
-    from peft import LoraConfig
-    from peft.tuners.lora import LoraModel
+    from torch.utils.checkpoint import checkpoint
+    from transformers.modeling_layers import GradientCheckpointingLayer
 
-    family = family_of(model.config.model_type)  # type: ignore[union-attr, arg-type]
-    names = [name for name, module in model.named_modules() if _is_target(name, module, family, lora.targets)]
-    if not names:
-        raise ModelError(f"lora.targets {lora.targets} match no linear layer of the language model")
-    pattern = "|".join(re.escape(name) for name in names)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=f"({pattern})")
-    return LoraModel(model, config, "default")
+    family = family_of(model.config.model_type)
+    for part in ("language_model", "vision_tower"):
+        if not getattr(section, part).gradient_checkpointing:
+            continue
+        layers = [
+            module
+            for name, module in model.named_modules()
+            if isinstance(module, GradientCheckpointingLayer) and family.find(f"{name}.") == part
+        ]
+        if not layers or not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"training.{part}.gradient_checkpointing: transformers cannot checkpoint the {part} of a "
+                f"'{model.config.model_type}' model; leave it off"
+            )
+        for layer in layers:
+            layer.gradient_checkpointing = True
+            layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+
+def same_parts(own: list[PartRow], drawn: list[dict[str, Any]]) -> None:
+    """Compare a worker's table with the driver's (its rows as dictionaries). Raises ModelError where they differ."""
+    for row, wanted in zip(own, drawn, strict=True):
+        if asdict(row) != wanted:
+            raise ModelError(
+                f"a worker's model is not the one that the driver has seen: {asdict(row)} instead of {wanted}. Is the "
+                "same model folder and the same version of transformers on every node?"
+            )
 
 
 def parts_table(rows: list[PartRow]) -> str:
@@ -99,32 +124,46 @@ def parts_table(rows: list[PartRow]) -> str:
     return "\n".join(lines)
 
 
-def _is_target(name: str, module: torch.nn.Module, family: Family, targets: list[str]) -> bool:
-    linear = isinstance(module, torch.nn.Linear) and name.rpartition(".")[2] in targets
-    return linear and family.part_of(f"{name}.weight") == "language_model"
+def _members(
+    model: Any, section: TrainingSection, family: Family, adapted: set[Part], saved: tuple[str, ...]
+) -> dict[Part, Members]:
+    """Parameters by part, each with the right ``requires_grad``."""
+    members: dict[Part, Members] = {part: [] for part in PARTS}
+    for name, parameter in model.named_parameters():
+        part = family.part_of(name)
+        whole = part not in adapted or ".lora_" in name or (bool(saved) and name.startswith(saved))
+        parameter.requires_grad_(_section(section, part).train and whole)
+        members[part].append((name, parameter))
+    return members
 
 
-def _part(section: TrainingSection, part: Part) -> PartSection:
-    sections = {
-        "language_model": section.language_model,
-        "projector": section.projector,
-        "vision_tower": section.vision_tower,
-    }
-    return sections[part]
+def _part(family: Family, module: str) -> Part:
+    return family.part_of(f"{module}.")
 
 
-def _row(part: Part, members: list[tuple[str, torch.nn.Parameter]], section: TrainingSection) -> PartRow:
-    own = _part(section, part)
+def _section(section: TrainingSection, part: Part) -> PartSection:
+    own: PartSection = getattr(section, part)
+    return own
+
+
+def _row(part: Part, members: Members, section: TrainingSection) -> PartRow:
+    own = _section(section, part)
     return PartRow(
         part,
-        sum(parameter.numel() for _, parameter in members),
-        sum(parameter.numel() for _, parameter in members if parameter.requires_grad),
+        sum(_scalars(parameter) for _, parameter in members),
+        sum(_scalars(parameter) for _, parameter in members if parameter.requires_grad),
         section.learning_rate if own.learning_rate is None else own.learning_rate,
         section.weight_decay if own.weight_decay is None else own.weight_decay,
     )
 
 
-def _groups(row: PartRow, members: list[tuple[str, torch.nn.Parameter]]) -> list[dict[str, Any]]:
+def _scalars(parameter: torch.nn.Parameter) -> int:
+    """Scalars in a parameter; bitsandbytes packs two of four bits into a byte."""
+    packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * (2 * parameter.element_size() if packed else 1)
+
+
+def _groups(row: PartRow, members: Members) -> list[dict[str, Any]]:
     """One group for matrices and one without decay for vectors (norms, biases); empty ones left out."""
     training = [parameter for _, parameter in members if parameter.requires_grad]
     matrices = [parameter for parameter in training if parameter.dim() > 1]

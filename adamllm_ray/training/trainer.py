@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adamllm_ray import progress
 from adamllm_ray.config import RunConfig
@@ -31,8 +32,12 @@ from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
 
+if TYPE_CHECKING:
+    from adamllm_ray.training.parts import PartRow
+
 STAGE = "train"
 _CODE = (
+    "adapters",
     "batches",
     "catalog",
     "collate",
@@ -76,12 +81,13 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
     synthesized = run.stage("synthesize").manifest()
     if synthesized is None:
         raise ConfigError(f"{run.uri} has no finished synthesis to train on; run `adamllm synthesize` first")
+    rows = _checked(config, base) if force_new or stage.manifest() is None else []
     if stage.begin(fingerprint(config, synthesized, base), force_new=force_new) == "finished":
         finished = stage.manifest()
         if finished is not None:
             return finished
     books = _Books(config, run, stage, base)
-    outcome = _run(config, run, base, books.steps)
+    outcome = _run(config, run, base, books.steps, rows)
     verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
     seconds = time.monotonic() - started
     return stage.finish(rows_in=synthesized.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
@@ -98,6 +104,26 @@ def fingerprint(config: RunConfig, synthesized: Manifest, base: str) -> dict[str
         "seed": config.run.seed,
         "code": code_version("adamllm_ray.models.chat", "adamllm_ray.models.families", *modules),
     }
+
+
+def check(config: RunConfig) -> None:
+    """What `train` would refuse before it starts Ray, for a run that has hours before its training begins.
+
+    A model that would have to be fetched first is left to `train`.
+
+    Raises:
+        ConfigError, ModelError: as `train`.
+    """
+    from adamllm_ray.models import fetch
+
+    if not fetch.is_remote(config.models.base):
+        _checked(config, resolve_model(config.models.base))
+
+
+def _checked(config: RunConfig, base: str) -> list[PartRow]:
+    from adamllm_ray.training.checks import check_training
+
+    return check_training(config.training, base)
 
 
 class _Books:
@@ -164,13 +190,18 @@ class _Books:
         }
 
 
-def _run(config: RunConfig, run: RunFolder, base: str, steps: int) -> dict[str, Any]:
-    """Train in Ray. Returns what worker 0 wrote at the end."""
+def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[PartRow]) -> dict[str, Any]:
+    """Print what trains and train it in Ray. Returns what worker 0 wrote at the end."""
+    from adamllm_ray.training.parts import parts_table
+
+    print(parts_table(rows), file=sys.stderr, flush=True)
+    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
+    job["parts"] = [asdict(row) for row in rows]
     stage = run.stage(STAGE)
     with ray_session(), progress.task(STAGE, steps) as bar:
         board, stopping = _start_board(), threading.Event()
         with _watching(board, bar, stopping), _gentle_sigterm(stopping):
-            error = _fit(config, run, base, steps, board)
+            error = _fit(config, run, job | {"board": board})
         failure = _failure(board)
     if failure:
         raise TrainingError(failure)
@@ -185,13 +216,11 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int) -> dict[str, 
     return outcome
 
 
-def _fit(config: RunConfig, run: RunFolder, base: str, steps: int, board: Any) -> Exception | None:
+def _fit(config: RunConfig, run: RunFolder, job: dict[str, Any]) -> Exception | None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
     section, stage = config.training, run.stage(STAGE)
-    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
-    job["board"] = board
     resources: dict[str, float] = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker

@@ -31,7 +31,8 @@ def work(job: dict[str, Any]) -> None:
 
     board = job["board"]
     try:
-        worker = Worker.start(parse_config(json.loads(job["config"])), job["output"], job["model"], job["steps"])
+        config = parse_config(json.loads(job["config"]))
+        worker = Worker.start(config, job["output"], job["model"], job["steps"], job["parts"])
         worker.train(_Line(board))
     except (ModelError, LossNotFinite, FolderNotShared) as error:
         import ray
@@ -76,21 +77,22 @@ class Worker:
     passed_over: list[str] = field(default_factory=list)  # checkpoints that could not be
 
     @classmethod
-    def start(cls, config: RunConfig, output: str, base: str, steps: int) -> Worker:
+    def start(cls, config: RunConfig, output: str, base: str, steps: int, parts: list[dict[str, Any]]) -> Worker:
         """Load the model and the plan, put the engine together.
 
         Args:
             output: the run folder's absolute address.
             steps: optimizer steps of the whole run.
+            parts: the driver's table of parts, which ours must be like.
         """
         import torch
         from torch import distributed as dist
 
-        from adamllm_ray.models.checkpoint import load_vlm
+        from adamllm_ray.training.adapters import load_base
         from adamllm_ray.training.checkpoints import Checkpoints
         from adamllm_ray.training.feed import FedBatches
         from adamllm_ray.training.loop import StepLoop
-        from adamllm_ray.training.parts import prepare_parts
+        from adamllm_ray.training.parts import prepare_parts, same_parts
         from adamllm_ray.training.stream import open_batches
 
         section, seed = config.training, config.run.seed
@@ -98,10 +100,9 @@ class Worker:
         if not section.gpus_per_worker:
             torch.set_num_threads(max(1, int(section.cpus_per_worker)))
         torch.manual_seed(seed)  # LoRA's first weights are drawn: the same on every worker
-        model, _ = load_vlm(base, "bfloat16" if section.precision == "bf16" else "float32")
-        if section.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        parts = prepare_parts(model, section)
+        model = load_base(base, section)
+        prepared = prepare_parts(model, section)
+        same_parts(prepared.rows, parts)
         opening: dict[str, Any] = {
             "config": config.model_dump_json(),
             "output": output,
@@ -113,10 +114,10 @@ class Worker:
             FedBatches(steps, opening, section.data_workers) if section.data_workers else open_batches(**opening)
         )
         kinds = ["caption", "task", *(f"replay:{source.name}" for source in config.mixture.replay)]
-        loop = StepLoop(model, section, steps=steps, groups=parts.groups, kinds=kinds, seed=seed)
-        rows, stage = [asdict(row) for row in parts.rows], RunFolder(output, config.run.s3).stage("train")
+        loop = StepLoop(model, section, steps=steps, groups=prepared.groups, kinds=kinds, seed=seed)
+        stage = RunFolder(output, config.run.s3).stage("train")
         saved = Checkpoints(stage.place.child(f"ray/{RAY_RUN}"), loop)
-        return cls(config, base, stage, loop, source, rows, rank, world, saved)
+        return cls(config, base, stage, loop, source, parts, rank, world, saved)
 
     def train(self, line: _Line) -> None:
         """Continue from the newest valid checkpoint, or start; end with the exported model and the outcome.
@@ -176,7 +177,8 @@ class Worker:
 
         from adamllm_ray.training.export import export_trained
 
-        export_trained(self.loop, self.base, self.config.training, self.stage.place.child("model"))
+        place = self.stage.place
+        export_trained(self.loop, self.base, self.config.training, place.child("model"), place.child("adapter"))
         refused: list[Any] = [None] * self.world
         dist.all_gather_object(refused, {key: str(value) for key, value in self.refused.items()})
         if self.rank == 0:

@@ -173,7 +173,9 @@ def settings(options: argparse.Namespace, plan: Plan) -> Any:
         "language_model": part,
         "projector": part | {"train": not lora},
         "vision_tower": part | {"train": not lora},
-        "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": LORA_TARGETS} if lora else None,
+        "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": {"language_model": LORA_TARGETS}}
+        if lora
+        else None,
     }
     try:
         from adamllm_ray.config import TrainingSection

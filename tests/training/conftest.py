@@ -22,8 +22,9 @@ from adamllm_ray.data.run import RunFolder
 ROWS = 24
 
 
-def picture(number: int, side: int = 60) -> bytes:
-    pixels = np.random.default_rng(number).integers(0, 255, (side, side, 3), dtype=np.uint8)
+def picture(number: int, side: int = 60, wide: int | None = None) -> bytes:
+    """Noise, ``side`` pixels high and as many wide unless ``wide`` says otherwise."""
+    pixels = np.random.default_rng(number).integers(0, 255, (side, wide or side, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

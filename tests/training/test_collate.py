@@ -22,10 +22,10 @@ def loaded(tiny_vlm: Path) -> tuple[Any, Any]:
     return load_vlm(tiny_vlm, "float32")
 
 
-def described(processor: Any, number: int, answer: str = "a red circle") -> Example:
-    chat = ChatFormat(processor.tokenizer)
+def described(processor: Any, number: int, answer: str = "a red circle", wide: int = 60) -> Example:
+    chat = ChatFormat(processor.tokenizer, image_token=processor.image_token)
     turns = [Turn("user", "Describe the image.", image=True), Turn("assistant", answer)]
-    return conversation_example(chat, turns, "assistant", id=f"i{number}", image=picture(number))
+    return conversation_example(chat, turns, "assistant", id=f"i{number}", image=picture(number, wide=wide))
 
 
 def test_image_tokens_are_the_processors_own(loaded: tuple[Any, Any]) -> None:
@@ -86,3 +86,26 @@ def test_image_without_placeholder_is_a_clear_error(loaded: tuple[Any, Any]) -> 
         Collator(processor, 512)([Example("x", [1, 20, 21], [IGNORE, 20, 21], picture(1))])
     with pytest.raises(ModelError, match="no images"):
         Collator(processor.tokenizer, 512)([Example("x", [1, 20, 21], [IGNORE, 20, 21], picture(1))])
+
+
+@pytest.mark.parametrize("family", ["tiny_qwen", "tiny_idefics"])
+def test_other_families_get_their_own_image_tokens_and_losses(family: str, request: pytest.FixtureRequest) -> None:
+    """Pictures of several shapes (tiles, grids) and text share a batch, and each keeps its loss and its length."""
+    model, processor = load_vlm(request.getfixturevalue(family), "float32")
+    collator = Collator(processor, 512, always_image=True)
+    text = text_example(processor.tokenizer, "0 1 2 3", id="t")
+    examples = [
+        described(processor, 1),
+        text,
+        described(processor, 2, wide=150),
+        described(processor, 3, "0", wide=120),
+    ]
+    lengths = [len(collator.expand(example)[0]) for example in examples]
+    assert lengths == [collator.length(example) for example in examples]
+    assert len(set(lengths)) > 2
+    with torch.no_grad():
+        alone = [float(model(**collator([one]).inputs).loss) * collator([one]).weight for one in examples]
+        together = collator(examples)
+        loss = float(model(**together.inputs).loss) * together.weight
+    assert loss == pytest.approx(sum(alone), rel=1e-5)
+    assert "pixel_values" in collator([text]).inputs  # the blank one, so that the tower takes part

@@ -1,4 +1,4 @@
-"""Packed, an example has the loss that it has alone: LLaVA-NeXT, and Qwen2-VL with its mRoPE positions."""
+"""Packed, an example has the loss that it has alone: LLaVA-NeXT, Idefics3, and Qwen2-VL with its mRoPE positions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from adamllm_ray.training.packing import rope_index
 from tests.training.conftest import picture
 
 
-@pytest.fixture(scope="module", params=["llava_next", "qwen2_vl"])
-def loaded(request: pytest.FixtureRequest, tiny_vlm: Path, tiny_qwen: Path) -> tuple[Any, Any]:
-    return load_vlm(tiny_vlm if request.param == "llava_next" else tiny_qwen, "float32")
+@pytest.fixture(scope="module", params=["tiny_vlm", "tiny_qwen", "tiny_idefics"])
+def loaded(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    return load_vlm(request.getfixturevalue(request.param), "float32")
 
 
 def conversation(processor: Any, number: int, answer: str, side: int = 60) -> Example:

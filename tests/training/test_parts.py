@@ -1,7 +1,9 @@
-"""Each part of a model is found, frozen or given its own rate; LoRA adds what it should."""
+"""Each part of a model is found, frozen, checkpointed or given its own rate."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ import pytest
 
 from adamllm_ray.config import TrainingSection
 from adamllm_ray.errors import ModelError
-from adamllm_ray.models.checkpoint import load_vlm
+from adamllm_ray.models.checkpoint import load_processor, load_vlm
 from adamllm_ray.models.families import FAMILIES, family_of
-from adamllm_ray.training.parts import attach_lora, parts_table, prepare_parts
+from adamllm_ray.training.parts import parts_table, prepare_parts, same_parts
 
 
 def section(**keys: Any) -> TrainingSection:
@@ -38,45 +40,60 @@ def test_frozen_part(model: Any) -> None:
     parts = prepare_parts(model, section(vision_tower={"train": False}))
     assert [row.trainable > 0 for row in parts.rows] == [True, True, False]
     assert not any(p.requires_grad for p in model.model.vision_tower.parameters())
-    off = {"train": False}
-    with pytest.raises(ModelError, match="nothing is to be trained"):
-        prepare_parts(model, section(vision_tower=off, projector=off, language_model=off))
 
 
-def test_lora_trains_adapters_only_and_merges_exactly(model: Any) -> None:
+def test_checkpointing_by_part_changes_no_gradient(model: Any) -> None:
+    """With a frozen tower, a frozen language model under adapters, and all of it trained: gradients are the same."""
     import torch
 
-    lora = section(lora={"rank": 4, "alpha": 8.0})
-    names = {name for name, _ in model.named_parameters()}
-    rows = prepare_parts(model, lora).rows
-    assert rows[0].trainable == 2 * 4 * (4 * (64 + 64))  # layers x rank x (q, k, v, o) x (in + out)
-    assert lora.lora is not None
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.1)
-    ids = torch.tensor([[1, 20, 21, 22]])
-    wanted = model.eval()(input_ids=ids).logits
-    fresh = type(model)(model.config).eval()
-    tuner = attach_lora(fresh, lora.lora)
-    fresh.load_state_dict(model.state_dict())
-    merged = tuner.merge_and_unload()
-    assert {name for name, _ in merged.named_parameters()} == names
-    assert torch.allclose(merged(input_ids=ids).logits, wanted, atol=1e-5)
+    from adamllm_ray.training.collate import Collator
+    from tests.training.test_collate import described
+
+    processor = load_processor(model.name_or_path)
+    inputs = Collator(processor, 512)([described(processor, 1), described(processor, 2)]).inputs
+    layers = {"language_model": 2, "vision_tower": 3}
+    for more in ({}, {"vision_tower": {"train": False}}, {"lora": {"targets": {"vision_tower": ["fc1"]}}}):
+        found = []
+        for switch in (False, True):
+            own = copy.deepcopy(model)
+            keys = {part: {**more.get(part, {}), "gradient_checkpointing": switch} for part in layers}
+            torch.manual_seed(0)
+            prepare_parts(own, section(**{**more, **keys}))
+            assert sum(getattr(m, "gradient_checkpointing", False) for m in own.modules()) == 5 * switch
+            own.train()(**inputs, use_cache=False).loss.backward()
+            found.append({name: p.grad for name, p in own.named_parameters() if p.requires_grad})
+        plain, again = found
+        assert plain.keys() == again.keys()
+        used = [name for name in plain if plain[name] is not None]
+        assert len(used) > 5
+        assert all(torch.allclose(plain[name], again[name], atol=1e-7) for name in used)
 
 
-def test_lora_target_that_matches_nothing(model: Any) -> None:
-    with pytest.raises(ModelError, match="match no linear layer"):
-        prepare_parts(model, section(lora={"targets": ["nonsense"]}))
+def test_one_part_can_be_checkpointed_alone(model: Any) -> None:
+    prepare_parts(model, section(vision_tower={"gradient_checkpointing": True}))
+    on = [name for name, module in model.named_modules() if getattr(module, "gradient_checkpointing", False)]
+    assert len(on) == 3
+    assert all("vision_tower" in name for name in on)
 
 
-@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])
+def test_worker_with_another_model_than_the_driver(model: Any) -> None:
+    rows = prepare_parts(model, section()).rows
+    drawn = [asdict(row) for row in rows]
+    same_parts(rows, drawn)
+    drawn[0]["parameters"] += 1
+    with pytest.raises(ModelError, match="same model folder"):
+        same_parts(rows, drawn)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl", "idefics3", "smolvlm"])
 def test_other_families_are_covered_completely(kind: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    config = AutoConfig.for_model(kind)
+    config.text_config.pad_token_id = None  # Idefics3's default is outside its own default vocabulary
     with torch.device("meta"):
-        other = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind))
+        other = AutoModelForImageTextToText.from_config(config)
     found = {FAMILIES[kind].part_of(name) for name, _ in other.named_parameters()}
     assert found == {"language_model", "projector", "vision_tower"}
 
