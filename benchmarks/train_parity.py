@@ -168,7 +168,7 @@ def trl(target: Path, lora: bool) -> None:
             return loss
 
     model, processor = load_vlm("pocket:base", "float32")
-    pattern = rf".*language_model.*({'|'.join(LORA['targets'])})"
+    pattern = rf".*language_model.*({'|'.join(LORA['targets']['language_model'])})"
     adapters = LoraConfig(r=LORA["rank"], lora_alpha=LORA["alpha"], lora_dropout=0.0, target_modules=pattern)
     trainer = Recording(
         model=model,
