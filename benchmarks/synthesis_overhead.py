@@ -34,6 +34,7 @@ from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSp
 from benchmarks.measure import ROOT, finish, interleaved, last_json, median, say
 
 POOLS = {"synthesizer": True, "judge": False}  # and whether requests carry an image
+PAUSE_S = 5.0  # between two writes of an engine's figures
 START_LIMIT_S = 600
 
 
@@ -138,11 +139,14 @@ class WarmTogether:
 
 
 class CountingEngine(Engine):
-    """The engine, with its tokens and CPU seconds written to a file after each batch, and the time of the first one."""
+    """The engine, with the time of its first row, and its tokens and CPU seconds in a file: now and then, because a
+    write takes milliseconds, and whenever it has nothing to do, so at the end.
+    """
 
     _mark: Path | None = None
     _before = 0
     _cpu_before = 0.0
+    _written = 0.0
 
     def count_into(self, mark: Path, engines: int) -> None:
         """Say that this one is warm and wait for the others."""
@@ -153,14 +157,16 @@ class CountingEngine(Engine):
             time.sleep(0.1)
 
     async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
-        if self._mark is not None and not self._mark.with_suffix(".first").exists():
+        if self._mark is not None and not self._written:
             self._mark.with_suffix(".first").touch()
-            self._cpu_before = time.process_time()
+            self._cpu_before, self._written = time.process_time(), time.monotonic()
         done = await super().generate(requests, sampling)
-        if self._mark is not None:
+        idle = not self.meters.totals["in_flight"]
+        if self._mark is not None and (idle or time.monotonic() > self._written + PAUSE_S):
             tokens = self.meters.totals["generated_tokens"] - self._before
             spent = {"tokens": tokens, "cpu": time.process_time() - self._cpu_before}
             self._mark.with_suffix(".spent").write_text(json.dumps(spent))
+            self._written = time.monotonic()
         return done
 
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 EngineMaker = Callable[[str, "EngineSection", bool], TextEngine]
 AHEAD = 1.5  # rows decoded or at the engine, per slot of the engine
+PREPARED = 32  # rows decoded in one go: each trip to another thread waits for the GIL, which the engine often holds
 ENOUGH_ROWS = 200  # before this many, a share of failures says little
 
 
@@ -84,7 +85,8 @@ class Synthesizer:
         self.chat = load_chat(self.model)
         self.parser = TripletParser(self.chat)
         self.engine = self.engine_maker(self.model, self.settings.engine, True)
-        self.turns = asyncio.Semaphore(math.ceil(AHEAD * self.settings.engine.slots))
+        self.turns = asyncio.Semaphore(PREPARED + math.ceil(AHEAD * self.settings.engine.slots))
+        self.entry = asyncio.Lock()
         self.ceiling = FailureCeiling(self.settings.max_failed_share)
         self.sampling = SamplingSpec(
             max_tokens=self.settings.max_new_tokens,
@@ -94,20 +96,30 @@ class Synthesizer:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Add the synthesis columns; rows that are ready for the judge have no ``task_verdict`` yet."""
         rows: list[Row] = batch.select(["id", "image", "caption", "verdict"]).to_pylist()
-        results = await asyncio.gather(*map(self._synthesized, rows))
+        parts = [rows[start : start + PREPARED] for start in range(0, len(rows), PREPARED)]
+        results = [row for part in await asyncio.gather(*map(self._part, parts)) for row in part]
         verdicts = [result.get("task_verdict") for result, row in zip(results, rows, strict=True) if _usable(row)]
         self.ceiling.count(verdicts)
         return _with_columns(batch, results)
 
-    async def _synthesized(self, row: Row) -> Row:
-        """The row's columns so far. It is decoded when its turn is near, so few images are in memory at a time."""
-        async with self.turns:
-            request = await asyncio.to_thread(self._prepare, row)  # decoding frees the GIL
+    async def _part(self, rows: Sequence[Row]) -> list[Row]:
+        """Columns of a few rows, decoded when the turn of all of them has come, so few images are in memory."""
+        async with self.entry:  # one part after the other, or two would wait for each other's turns
+            for _ in rows:
+                await self.turns.acquire()
+        prepared = await asyncio.to_thread(lambda: [self._prepare(row) for row in rows])  # decoding frees the GIL
+        return await asyncio.gather(*map(self._synthesized, rows, prepared))
+
+    async def _synthesized(self, row: Row, request: Request | Row) -> Row:
+        """The row's columns so far; its turn is over."""
+        try:
             if not isinstance(request, Request):
                 return request
             tried = await self._ask(request, row, range(self.settings.candidates), self.settings.temperature)
             if self.settings.retry_temperature is not None and needs_retry(tried):
                 tried += await self._ask(request, row, [len(tried)], self.settings.retry_temperature)
+        finally:
+            self.turns.release()
         if not self.settings.attempts_kept:
             return row_columns(tried[0])
         return {"attempts": tried} if any(map(is_open, tried)) else spoken_for(tried)
