@@ -93,7 +93,6 @@ TESTED_WITH_A_NEIGHBOUR = {
     "report/gallery.py": "report/test_build.py",
     "report/plots.py": "report/test_build.py",
     "synthesis/backpressure.py": "synthesis/test_faults.py",
-    "training/catalog.py": "training/test_stream.py",
     "training/replay.py": "training/test_stream.py",
     "training/worker.py": "training/test_trainer.py",
 }

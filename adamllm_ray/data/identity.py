@@ -26,6 +26,27 @@ def read_columns(fs: pafs.FileSystem, files: Sequence[str], columns: Sequence[st
         yield from parts.to_batches(columns=list(columns), fragment_readahead=FILES_AHEAD)
 
 
+def read_located(
+    fs: pafs.FileSystem, files: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """(position of the file in ``files``, number of the first row inside it, rows) in the files' order.
+
+    Columns that the first file lacks are left out. Raises what Arrow raises.
+    """
+    if not files:
+        return
+    parts = pads.dataset(list(files), filesystem=fs, format="parquet")
+    names = [name for name in columns if name in parts.schema.names]
+    numbers, current, first = {path: number for number, path in enumerate(files)}, "", 0
+    for batch in parts.to_batches(columns=[*names, "__filename"], fragment_readahead=FILES_AHEAD):
+        if not len(batch):
+            continue
+        path = batch.column("__filename")[0].as_py()
+        current, first = path, first if path == current else 0
+        yield numbers[path], first, batch.select(names)
+        first += len(batch)
+
+
 def ids_of(fs: pafs.FileSystem, files: Sequence[str], where: str) -> pa.LargeStringArray:
     """All ids in Parquet files, sorted.
 

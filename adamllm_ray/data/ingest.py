@@ -146,35 +146,51 @@ def _load(pair: RawPair) -> _Loaded:
 def _examine(loaded: _Loaded, data: DataSection) -> Examined:
     """Test the image, clean and test the caption. Verdicts for what is wrong, nothing raised for it."""
     pair = loaded.pair
-    image, verdict, detail, perceptual = _image(loaded, data)
+    picture = _image(loaded, data)
+    verdict, detail = picture.verdict, picture.detail
     caption = _clean(pair.caption)
     if verdict is Verdict.OK:
         verdict, detail = _caption_verdict(caption, data.max_caption_chars, detail)
     row = {
         "source": _clean(pair.source),
         "key": _clean(pair.key),
-        "image": image,
+        "image": picture.image,
+        "width": picture.width,
+        "height": picture.height,
         "caption": caption,
         "caption_instruction": None if pair.caption_instruction is None else _clean(pair.caption_instruction),
         "meta": pair.meta,
         "verdict": verdict.value,
         "verdict_detail": None if detail is None else _clean(detail),
     }
-    return row, perceptual
+    return row, picture.perceptual
 
 
-def _image(loaded: _Loaded, data: DataSection) -> tuple[bytes | None, Verdict, str | None, int | None]:
-    """(encoded bytes, verdict, detail, perceptual hash if wanted). Bytes of a refused image stay, to be looked at."""
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """An image as the row has it: encoded bytes, what became of it, and the size in pixels of what decodes."""
+
+    image: bytes | None
+    verdict: Verdict
+    detail: str | None
+    perceptual: int | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+def _image(loaded: _Loaded, data: DataSection) -> _Picture:
+    """Test-decode. Bytes of a refused image stay, to be looked at."""
     image = loaded.image
     if image is None:
-        return None, loaded.verdict, loaded.detail, None
+        return _Picture(None, loaded.verdict, loaded.detail)
     try:
         remark, pixels = images.examine(image, data.images)
     except ImageRefused as refused:
         too_large = refused.verdict is Verdict.IMAGE_TOO_MANY_BYTES
-        return None if too_large else image, refused.verdict, refused.detail, None
+        return _Picture(None if too_large else image, refused.verdict, refused.detail)
     perceptual = None if data.near_duplicates is None else perceptual_hash(pixels)
-    return image, Verdict.OK, "; ".join(filter(None, (loaded.detail, remark))) or None, perceptual
+    remarks = "; ".join(filter(None, (loaded.detail, remark))) or None
+    return _Picture(image, Verdict.OK, remarks, perceptual, *pixels.size)
 
 
 def _caption_verdict(caption: str, max_chars: int, detail: str | None) -> tuple[Verdict, str | None]:

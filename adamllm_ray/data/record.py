@@ -16,6 +16,8 @@ RECORD_SCHEMA = pa.schema(
         pa.field("source", pa.string(), nullable=False),  # which file or table the row came from
         pa.field("key", pa.string(), nullable=False),  # the row's name inside the source
         pa.field("image", pa.binary()),  # encoded bytes; null when the image is missing
+        pa.field("width", pa.int32()),  # of the decoded, upright image; null when it could not be decoded
+        pa.field("height", pa.int32()),
         pa.field("caption", pa.string(), nullable=False),
         pa.field("caption_instruction", pa.string()),  # the source's own request for a caption, if it has one
         pa.field("meta", pa.string()),  # JSON object with whatever else the source knew

@@ -1,44 +1,61 @@
 """Which rows there are to train on and where each lies: a small table beside the data, and a reader for single rows.
 
-The driver builds it once, measuring every row (see `lengths`), and writes it to ``train/catalog.parquet``; every
-worker loads that file and so has the same plan. Rows themselves are read by the
+The driver builds it once from the short columns (no image is read, see `lengths`) and writes it to
+``train/catalog.parquet``; every worker loads that file and so has the same plan. Rows themselves are read by the
 worker that needs them, from the Parquet files where they are.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from adamllm_ray.data import storage
+from adamllm_ray.data.identity import read_located
 from adamllm_ray.data.run import StageFolder
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.training.mix import DOMAIN, Item
+from adamllm_ray.training.mix import DOMAIN, FORMS, Items
 
 CATALOG = "catalog.parquet"
 CACHE_BYTES = 512 << 20  # row groups a worker keeps
-COLUMNS = ["id", "image", "caption", "caption_instruction", "instruction", "informative", "precise"]
-Measure = Callable[[dict[str, Any]], tuple[int, int, int]]
+READERS = 8  # threads that read the row groups of a step
+MEASURED_AT_ONCE = 4096  # rows
+TEXTS = ["caption", "caption_instruction", "instruction", "informative", "precise"]
+COLUMNS = ["id", "image", *TEXTS]
 
+_NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
     [
-        pa.field("source", pa.string(), nullable=False),  # "" for the run's own records, else a replay source
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("verdict", pa.string(), nullable=False),  # of the pair: only "ok" trains
+        pa.field("source", _NAME, nullable=False),  # "" for the run's own records, else a replay source
+        pa.field("id", pa.large_string(), nullable=False),
+        pa.field("verdict", _NAME, nullable=False),  # of the pair: only "ok" trains
         pa.field("tasked", pa.bool_(), nullable=False),
-        pa.field("tokens", pa.list_(pa.int32(), 3), nullable=False),  # in the forms both, caption, task; 0: not usable
-        pa.field("file", pa.string(), nullable=False),  # path inside the run's file system
-        pa.field("group", pa.int32(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),  # inside the row group
+        *(pa.field(form, pa.int32(), nullable=False) for form in FORMS),  # tokens in each form; 0: not usable
+        pa.field("file", _NAME, nullable=False),  # path inside the run's file system
+        pa.field("row", pa.int32(), nullable=False),  # inside the file
     ]
 )
+
+
+class Measure(Protocol):
+    """What `lengths.Lengths` is: tokens of rows, and how large an image is."""
+
+    def __call__(self, rows: pa.Table) -> NDArray[np.int32]:
+        """[rows, 3]: tokens in each of FORMS, from the columns TEXTS or ``turns``, tasked, width and height."""
+
+    def size(self, image: bytes | None) -> tuple[int, int] | tuple[None, None]:
+        """(width, height), None for an image that would be refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +64,22 @@ class Catalog:
 
     table: pa.Table
 
-    def usable(self) -> list[int]:
+    def usable(self) -> NDArray[np.intp]:
         """Positions of the rows that may train."""
-        flags = pc.equal(self.table["verdict"], Verdict.OK.value).to_pylist()
-        return [index for index, flag in enumerate(flags) if flag]
+        return np.flatnonzero(pc.equal(self.table["verdict"], Verdict.OK.value).to_numpy())
 
-    def items(self) -> list[Item]:
+    def items(self) -> Items:
         """What the mixture needs to know of the usable rows, in the order of `usable`."""
-        columns = [self.table[name].to_pylist() for name in ("source", "id", "tasked", "tokens")]
-        rows = list(zip(*columns, strict=True))
-        return [
-            Item(source, id, tasked, tuple(tokens))
-            for source, id, tasked, tokens in map(rows.__getitem__, self.usable())
-        ]
+        table = self.table.filter(pc.equal(self.table["verdict"], Verdict.OK.value)).combine_chunks()
+        source = _single(table["source"])
+        tokens = np.stack([table[form].to_numpy() for form in FORMS], axis=1)
+        return Items(
+            source.dictionary.to_pylist(),
+            source.indices.to_numpy(zero_copy_only=False),
+            _single(table["id"]),
+            table["tasked"].to_numpy(),
+            tokens,
+        )
 
 
 def build_catalog(synthesize: StageFolder, replay: dict[str, list[str]], measure: Measure) -> Catalog:
@@ -68,13 +88,12 @@ def build_catalog(synthesize: StageFolder, replay: dict[str, list[str]], measure
     Args:
         synthesize: the finished stage whose data train.
         replay: Parquet files (inside the same file system) of each replay source, as `replay` wrote them.
-        measure: `lengths.Lengths`, or what else gives a row's tokens in the three forms.
+        measure: `lengths.Lengths`, or what else gives the tokens of some rows in the three forms.
     """
-    files = [(DOMAIN, path) for path in synthesize.parquet_files()]
-    files += [(source, path) for source, paths in replay.items() for path in paths]
-    tables = [table for source, path in files for table in _groups(synthesize.fs, source, path, measure)]
-    table = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    return Catalog(table.sort_by([("source", "ascending"), ("id", "ascending")]).combine_chunks())
+    with storage.storage_errors("read the records", synthesize.uri):
+        sources = sorted({DOMAIN: synthesize.parquet_files(), **replay}.items())
+        tables = [_source_table(synthesize.fs, source, files, measure) for source, files in sources]
+    return Catalog(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
 
 
 def write_catalog(catalog: Catalog, stage: StageFolder) -> None:
@@ -86,76 +105,170 @@ def write_catalog(catalog: Catalog, stage: StageFolder) -> None:
 
 def read_catalog(stage: StageFolder) -> Catalog:
     """What `write_catalog` wrote."""
-    return Catalog(pq.read_table(f"{stage.path}/{CATALOG}", filesystem=stage.fs))
+    return Catalog(pq.read_table(f"{stage.path}/{CATALOG}", filesystem=stage.fs).cast(SCHEMA))
 
 
 class RowReader:
-    """Single rows out of Parquet files. Keeps the row groups read last, up to ``CACHE_BYTES``."""
+    """Single rows out of Parquet files. Keeps the row groups read last, up to ``cache_bytes``, and no file open.
 
-    def __init__(self, catalog: Catalog, fs: Any) -> None:
-        self._fs = fs
-        self._places = [catalog.table[name].to_pylist() for name in ("file", "group", "row")]
-        self._usable = catalog.usable()
-        self._groups: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
-        self._bytes = 0
+    Attributes:
+        reads: row groups read so far.
+    """
+
+    def __init__(self, catalog: Catalog, fs: Any, cache_bytes: int = CACHE_BYTES) -> None:
+        self._fs, self._room = fs, cache_bytes
+        usable, files = catalog.usable(), _single(catalog.table["file"])
+        self._files: list[str] = files.dictionary.to_pylist()
+        self._file = files.indices.to_numpy(zero_copy_only=False)[usable]
+        self._row = catalog.table["row"].to_numpy()[usable]
+        self._starts: dict[int, NDArray[np.int64]] = {}  # of each file met: first rows of its groups, and its end
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+        self.reads = 0
 
     def read(self, item: int) -> dict[str, Any]:
         """Columns of the row at a position among the usable ones."""
-        file, group, row = (column[self._usable[item]] for column in self._places)
-        found: dict[str, Any] = self._group(file, group).slice(row, 1).to_pylist()[0]
+        return self.rows([item])[item]
+
+    def rows(self, items: Iterable[int]) -> dict[int, dict[str, Any]]:
+        """Columns of several rows. Each row group is read once; several files at a time, for S3 is mostly waiting."""
+        wanted: dict[int, list[int]] = {}
+        for item in sorted(set(items), key=lambda item: int(self._row[item])):
+            wanted.setdefault(int(self._file[item]), []).append(item)
+        with ThreadPoolExecutor(READERS) as pool:
+            parts = list(pool.map(lambda file: self._rows_of(file, wanted[file]), wanted))
+        return {item: row for part in parts for item, row in part.items()}
+
+    def _rows_of(self, file: int, items: list[int]) -> dict[int, dict[str, Any]]:
+        """Rows of one file, asked for in its order."""
+        found, first, table = {}, 0, None
+        for item in items:
+            row = int(self._row[item])
+            if table is None or row >= first + len(table):
+                group, table = self._find(file, row)
+                first = int(self._starts[file][group])
+            found[item] = table.slice(row - first, 1).to_pylist()[0]
         return found
 
-    def _group(self, file: str, group: int) -> pa.Table:
-        key = (file, group)
-        if key in self._groups:
-            self._groups.move_to_end(key)
-            return self._groups[key]
-        with self._fs.open_input_file(file) as source:
-            parquet = pq.ParquetFile(source)
+    def _find(self, file: int, row: int) -> tuple[int, pa.Table]:
+        """(number of the row group, its rows) for a row of a file."""
+        with self._lock:
+            starts = self._starts.get(file)
+            if starts is not None:
+                key = file, int(np.searchsorted(starts, row, side="right")) - 1
+                if key in self._groups:
+                    self._groups.move_to_end(key)
+                    return key[1], self._groups[key]
+        return self._read(file, row)
+
+    def _read(self, file: int, row: int) -> tuple[int, pa.Table]:
+        with self._fs.open_input_file(self._files[file]) as source:
+            parquet = pq.ParquetFile(source, pre_buffer=True)
+            sizes = [parquet.metadata.row_group(index).num_rows for index in range(parquet.num_row_groups)]
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            group = int(np.searchsorted(starts, row, side="right")) - 1
             names = [name for name in (*COLUMNS, "turns") if name in parquet.schema_arrow.names]
-            table = parquet.read_row_group(group, columns=names)
-        self._groups[key] = table
-        self._bytes += table.nbytes
-        while self._bytes > CACHE_BYTES and len(self._groups) > 1:
-            self._bytes -= self._groups.popitem(last=False)[1].nbytes
-        return table
+            table = parquet.read_row_group(group, columns=names, use_threads=False)
+        with self._lock:
+            self.reads += 1
+            self._starts[file] = starts
+            if (file, group) not in self._groups:
+                self._groups[file, group] = table
+                self._room -= table.nbytes
+            while self._room < 0 and len(self._groups) > 1:
+                self._room += self._groups.popitem(last=False)[1].nbytes
+        return group, table
 
 
-def replay_row(id: str, image: bytes | None, turns: list[tuple[str, str]]) -> dict[str, Any]:
-    """A row of a replay file: ``turns`` are (role, text), kept as JSON."""
-    return {"id": id, "image": image, "turns": json.dumps(turns), "verdict": Verdict.OK.value}
+def replay_row(
+    id: str,
+    image: bytes | None,
+    turns: list[tuple[str, str]],
+    width: int | None = None,
+    height: int | None = None,
+) -> dict[str, Any]:
+    """A row of a replay file: ``turns`` are (role, text), kept as JSON; width and height are of its image."""
+    row = {"id": id, "image": image, "turns": json.dumps(turns), "verdict": Verdict.OK.value}
+    return row | {"width": width, "height": height}
 
 
 REPLAY_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("image", pa.binary()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
         pa.field("turns", pa.string(), nullable=False),
         pa.field("verdict", pa.string(), nullable=False),
     ]
 )
 
 
-def _groups(fs: Any, source: str, path: str, measure: Measure) -> Iterator[pa.Table]:
-    """Catalog rows of one file, a table for each row group."""
-    with fs.open_input_file(path) as handle:
-        parquet = pq.ParquetFile(handle)
-        names = [name for name in (*COLUMNS, "turns", "verdict", "task_verdict") if name in parquet.schema_arrow.names]
-        for group in range(parquet.num_row_groups):
-            rows = parquet.read_row_group(group, columns=names).to_pylist()
-            found = [
-                {
-                    "source": source,
-                    "id": row["id"],
-                    "verdict": row["verdict"],
-                    "tasked": row.get("task_verdict") == Verdict.KEPT,
-                    "file": path,
-                    "group": group,
-                    "row": index,
-                }
-                for index, row in enumerate(rows)
-            ]
-            for entry, row in zip(found, rows, strict=True):
-                usable = entry["verdict"] == Verdict.OK
-                entry["tokens"] = measure(row | {"tasked": entry["tasked"]}) if usable else (0, 0, 0)
-            yield pa.Table.from_pylist(found, SCHEMA)
+def _source_table(fs: Any, source: str, files: list[str], measure: Measure) -> pa.Table:
+    """Catalog rows of one source, sorted by id."""
+    parts = [_measured(fs, files, rows, measure) for rows in _gathered(fs, source, files)]
+    if not parts:
+        return SCHEMA.empty_table()
+    found = pa.concat_tables(parts).combine_chunks()
+    found = found.take(pc.sort_indices(found["id"]))
+    dictionaries = {
+        "source": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(found), np.int32)), [source]),
+        "file": pa.DictionaryArray.from_arrays(_single(found["file"]), pa.array(files, pa.string())),
+        "verdict": _single(found["verdict"]).dictionary_encode(),
+    }
+    return pa.table(
+        [dictionaries.get(name, found[name] if name in found.column_names else None) for name in SCHEMA.names], SCHEMA
+    )
+
+
+def _gathered(fs: Any, source: str, files: list[str]) -> Iterator[pa.Table]:
+    """The short columns of all rows, with ``file`` (position in ``files``) and ``row``, some thousands at a time."""
+    names = ["id", "verdict", "width", "height", *([*TEXTS, "task_verdict"] if source == DOMAIN else ["turns"])]
+    waiting: list[pa.Table] = []
+    for file, first, batch in read_located(fs, files, names):
+        rows = np.arange(first, first + len(batch), dtype=np.int32)
+        table = pa.table(batch).append_column("row", pa.array(rows))
+        waiting.append(table.append_column("file", pa.array(np.full(len(rows), file, np.int32))))
+        if sum(map(len, waiting)) >= MEASURED_AT_ONCE:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _measured(fs: Any, files: list[str], rows: pa.Table, measure: Measure) -> pa.Table:
+    """The catalog's columns of some rows, names not yet shared."""
+    usable = pc.equal(rows["verdict"], Verdict.OK.value)
+    tasked = np.zeros(len(rows), np.bool_)
+    if "task_verdict" in rows.column_names:
+        tasked = pc.fill_null(pc.equal(rows["task_verdict"], Verdict.KEPT.value), False).to_numpy()
+    tokens = np.zeros((len(rows), len(FORMS)), np.int32)
+    chosen = rows.append_column("tasked", pa.array(tasked)).filter(usable)
+    tokens[usable.to_numpy()] = measure(_with_sizes(fs, files, chosen, measure))
+    columns: dict[str, Any] = {form: tokens[:, index] for index, form in enumerate(FORMS)}
+    columns |= {"tasked": tasked, "id": rows["id"].cast(pa.large_string())}
+    return pa.table(columns | {name: rows[name] for name in ("verdict", "file", "row")})
+
+
+def _with_sizes(fs: Any, files: list[str], rows: pa.Table, measure: Measure) -> pa.Table:
+    """Rows of the run's own data that came without the size of their image get it from the image's header."""
+    if "turns" in rows.column_names or not rows["width"].null_count:
+        return rows
+    places = list(zip(rows["file"].to_pylist(), rows["row"].to_pylist(), strict=True))
+    found: dict[tuple[int, int], Any] = {}
+    for file in dict.fromkeys(file for file, _ in places):
+        with fs.open_input_file(files[file]) as source:
+            images = (
+                image for batch in pq.ParquetFile(source).iter_batches(64, columns=["image"]) for image in batch[0]
+            )
+            found |= {(file, row): measure.size(image.as_py()) for row, image in enumerate(images)}
+    sizes = [found[place] for place in places]
+    for side, name in enumerate(("width", "height")):
+        column = pa.array([size[side] for size in sizes], pa.int32())
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    return rows
+
+
+def _single(column: pa.ChunkedArray) -> Any:
+    """A column as one array."""
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

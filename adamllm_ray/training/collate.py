@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from adamllm_ray.config import ImageLimits
 
 PAD_MULTIPLE = 8  # tokens
+KNOWN_SIZES = 1024  # of images, whose ids are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +167,10 @@ class Collator:
             return len(example.ids)
         return len(example.ids) - 1 + len(self._image_ids(images.upright_size(example.image, self.limits)))
 
+    def image_tokens(self, size: tuple[int, int]) -> int:
+        """Tokens of an image of (width, height). Raises ModelError for a text-only model."""
+        return len(self._image_ids(size))
+
     def _image(self, data: bytes) -> _Image:
         kept = self._kept.get(data)
         if kept is not None:
@@ -190,6 +195,8 @@ class Collator:
         if ids is None:
             output = self.processor(images=[_blank_picture(size)], text=[self.image_token], return_tensors="pt")
             ids = [token for token in output["input_ids"][0].tolist() if token not in self._wrapping]
+            if len(self._expansions) >= KNOWN_SIZES:
+                self._expansions.clear()
             self._expansions[size] = ids
         return ids
 

@@ -66,10 +66,10 @@ def _row(key: str, record: Any, folder: ImageFolder, limits: ImageLimits) -> dic
         if isinstance(record, Damaged) or not isinstance(record, dict):
             raise ImageRefused(Verdict.ROW_UNREADABLE)
         turns = _turns(record)
-        image = _image(record, folder, limits)
+        image, *size = _image(record, folder, limits)
     except ImageRefused as refused:
         return replay_row(record_id(None, "", key), None, []) | {"verdict": refused.verdict.value}
-    return replay_row(record_id(image, turns[0][1], key), image, turns)
+    return replay_row(record_id(image, turns[0][1], key), image, turns, *size)
 
 
 def _turns(record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -86,11 +86,13 @@ def _turns(record: dict[str, Any]) -> list[tuple[str, str]]:
     return turns
 
 
-def _image(record: dict[str, Any], folder: ImageFolder, limits: ImageLimits) -> bytes | None:
+def _image(
+    record: dict[str, Any], folder: ImageFolder, limits: ImageLimits
+) -> tuple[bytes | None, int | None, int | None]:
+    """(encoded bytes, width, height), all None for a text."""
     named = record.get("images", record.get("image"))
     first = named[0] if isinstance(named, list) and named else named
     if not isinstance(first, str):
-        return None
+        return None, None, None
     data = folder.read(first)
-    images.check(data, limits)
-    return data
+    return data, *images.examine(data, limits)[1].size

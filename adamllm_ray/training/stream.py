@@ -25,19 +25,19 @@ from adamllm_ray.training.conversations import (
     single_stage_turns,
     turn_kinds,
 )
-from adamllm_ray.training.mix import Entry, Mixture
+from adamllm_ray.training.mix import Entries, Entry, Mixture
 from adamllm_ray.training.packing import rope_index
 
 
-def plan(mixture: Mixture, section: TrainingSection) -> list[Entry]:
+def plan(mixture: Mixture, section: TrainingSection) -> Entries:
     """Entries of all epochs, one after the other, cut at ``max_steps``."""
     most = None if section.max_steps is None else section.max_steps * section.global_batch
-    entries: list[Entry] = []
+    parts: list[Entries] = []
     for epoch in range(section.epochs):
-        entries += mixture.epoch(epoch)
-        if most is not None and len(entries) >= most:
+        parts.append(mixture.epoch(epoch))
+        if most is not None and sum(map(len, parts)) >= most:
             break
-    return entries[:most]
+    return Entries.joined(parts)[:most]
 
 
 def refusal_key(entry: Entry, id: str) -> str:
@@ -80,7 +80,7 @@ class RowBatches:
 
     def __init__(
         self,
-        entries: list[Entry],
+        entries: Entries,
         mixture: Mixture,
         reader: RowReader,
         collator: Collator,
@@ -101,26 +101,26 @@ class RowBatches:
     def load(self, step: int) -> list[Batch]:
         """This worker's micro-batches of a step, counted from 0."""
         size = self.section.global_batch
-        window = self.entries[step * size : (step + 1) * size]
+        window = list(self.entries[step * size : (step + 1) * size])
         parts = micro_batches(window, self.section, self.rank, self.world, self._cost)
-        return [self._batch(part) if part else self._batch(window[:1], weighted=False) for part in parts]
+        rows = self.reader.rows(entry.item for part in parts for entry in part or window[:1])
+        return [self._batch(part or window[:1], rows, weighted=bool(part)) for part in parts]
 
     def _cost(self, entry: Entry) -> int:
-        return self.mixture.items[entry.item].length(entry.form)
+        return self.mixture.items.length(entry.item, entry.form)
 
-    def _batch(self, entries: list[Entry], *, weighted: bool = True) -> Batch:
+    def _batch(self, entries: list[Entry], rows: dict[int, dict[str, Any]], *, weighted: bool) -> Batch:
         examples, refused = [], {}
         for entry in entries:
             try:
-                examples.append(self._example(entry))
+                examples.append(self._example(entry, rows[entry.item]))
             except ExampleRefused as refusal:
-                refused[refusal_key(entry, self.mixture.items[entry.item].id)] = refusal.verdict
+                refused[refusal_key(entry, self.mixture.items.id(entry.item))] = refusal.verdict
         batch = self.collator(examples, weighted=weighted)
         batch.refused.update(refused if weighted else {})
         return batch
 
-    def _example(self, entry: Entry) -> Example:
-        row = self.reader.read(entry.item)
+    def _example(self, entry: Entry, row: dict[str, Any]) -> Example:
         turns, kinds = self._turns(row, entry)
         key = refusal_key(entry, row["id"])
         return conversation_example(self.chat, turns, "assistant", id=key, image=row["image"], kinds=kinds)

@@ -21,6 +21,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from adamllm_ray import progress
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
@@ -102,7 +106,9 @@ def fingerprint(config: RunConfig, synthesized: Manifest, base: str) -> dict[str
         "mixture": config.mixture.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=_FREE),
         "seed": config.run.seed,
-        "code": code_version("adamllm_ray.models.chat", "adamllm_ray.models.families", *modules),
+        "code": code_version(
+            "adamllm_ray.data.draws", "adamllm_ray.models.chat", "adamllm_ray.models.families", *modules
+        ),
     }
 
 
@@ -158,23 +164,42 @@ class _Books:
         from adamllm_ray.training.mix import DOMAIN
         from adamllm_ray.training.stream import refusal_key
 
-        fate: dict[str, str] = {}
-        for entry in self.entries:
-            item = self.mixture.items[entry.item]
-            if item.source == DOMAIN and fate.get(item.id) != Verdict.OK:
-                fate[item.id] = refused.get(refusal_key(entry, item.id), Verdict.OK.value)
-        columns = [self.catalog.table[name].to_pylist() for name in ("source", "id", "verdict")]
-        rows = [(id, verdict) for source, id, verdict in zip(*columns, strict=True) if source == DOMAIN]
-        return dict(
-            Counter(fate.get(id, Verdict.NOT_DRAWN.value) if verdict == Verdict.OK else verdict for id, verdict in rows)
-        )
+        items = self.mixture.items
+        drawn = np.bincount(self.entries.item, minlength=len(items))
+        own = items.of_source(DOMAIN)
+        counts = Counter({Verdict.OK.value: int((drawn[own] > 0).sum())})
+        counts[Verdict.NOT_DRAWN.value] = len(own) - counts[Verdict.OK.value]
+        table = self.catalog.table.filter(pc.equal(self.catalog.table["source"], DOMAIN))
+        for found in pc.value_counts(table["verdict"]).to_pylist():
+            if found["values"] != Verdict.OK:
+                counts[found["values"]] += found["counts"]
+        fates: dict[int, list[str]] = {}
+        for entry in self.entries.take(np.flatnonzero(self._refused(refused))):
+            if items.names[items.source[entry.item]] == DOMAIN:
+                fates.setdefault(entry.item, []).append(refused[refusal_key(entry, items.id(entry.item))])
+        for item, verdicts in fates.items():
+            if len(verdicts) == drawn[item]:  # refused every time
+                counts.subtract([Verdict.OK.value])
+                counts[verdicts[-1]] += 1
+        return dict(+counts)
+
+    def _refused(self, refused: dict[str, str]) -> Any:
+        """For each entry whether it is one of ``refused``."""
+        from adamllm_ray.training.stream import refusal_key
+
+        items = self.mixture.items
+        ids = pa.array(sorted({key.split("/")[0] for key in refused}), pa.large_string())
+        suspects = np.flatnonzero(pc.is_in(items.ids, ids).to_numpy(zero_copy_only=False))
+        mask = np.isin(self.entries.item, suspects)
+        for index in np.flatnonzero(mask).tolist():
+            (entry,) = self.entries[index : index + 1]
+            mask[index] = refusal_key(entry, items.id(entry.item)) in refused
+        return mask
 
     def summary(self, outcome: dict[str, Any]) -> dict[str, Any]:
         """The manifest's own part. Raises MixtureDriftError when refusals have bent the mixture."""
-        from adamllm_ray.training.stream import refusal_key
-
         refused = outcome["refused"]
-        used = [e for e in self.entries if refusal_key(e, self.mixture.items[e.item].id) not in refused]
+        used = self.entries.take(~self._refused(refused))
         return {
             "model": f"{self.stage.uri}/model",
             "steps": outcome["steps"],

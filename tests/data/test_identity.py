@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs as pafs
 
-from adamllm_ray.data.identity import check_same, ids_of, unique_ids
+from adamllm_ray.data.identity import check_same, ids_of, read_located, unique_ids
 from adamllm_ray.errors import RowAccountingError, StorageError
 
 DISK = pafs.LocalFileSystem()
@@ -47,3 +47,17 @@ def test_missing_and_foreign_ids_are_counted_and_named() -> None:
     with pytest.raises(RowAccountingError, match="0 rows are missing and 1 are foreign, for example z"):
         check_same(wanted, unique_ids([pa.array(["a", "b", "c", "z"])], ""), "stage")
     check_same(unique_ids([], ""), unique_ids([], ""), "stage")
+
+
+def test_rows_are_located_in_their_files(tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{number}.parquet") for number in range(3)]
+    for number, count in enumerate((5, 0, 7)):
+        table = pa.table({"id": pa.array([f"{number}-{row}" for row in range(count)], pa.string())})
+        pq.write_table(table, files[number], row_group_size=2)
+    found = {
+        name: (file, first + index)
+        for file, first, batch in read_located(DISK, files, ["id", "absent"])
+        for index, name in enumerate(batch.column("id").to_pylist())
+    }
+    assert found == {f"{file}-{row}": (file, row) for file, count in ((0, 5), (2, 7)) for row in range(count)}
+    assert list(read_located(DISK, [], ["id"])) == []

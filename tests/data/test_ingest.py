@@ -134,6 +134,16 @@ def test_kept_images_decode_as_they_should(zoo: tuple[Manifest, dict[str, Any], 
     assert abs(np.asarray(decode(zoo[1]["sixteen"]["image"], limits)).mean() - 127.5) < 0.5
 
 
+def test_rows_say_how_large_their_image_is_when_it_stands_upright(zoo: tuple[Manifest, dict[str, Any], Path]) -> None:
+    """So that planning a training run has to look at no image."""
+    limits = config(zoo[2], zoo[2]).data.images
+    for row in zoo[1].values():
+        decoded = row["verdict"] in ("ok", "duplicate") or row["verdict"].startswith("caption_")
+        size = decode(row["image"], limits).size if decoded else (None, None)
+        assert (row["width"], row["height"]) == size
+    assert (zoo[1]["rotated"]["width"], zoo[1]["rotated"]["height"]) == (64, 48)
+
+
 def test_heavy_image_is_not_stored(tmp_path: Path) -> None:
     source = hostile.write_folder(tmp_path / "s", {"a.png": hostile.good_png()}, [hostile.share_gpt("a.png", "C")])
     _, [row] = run_ingest(config(tmp_path, source, images={"max_bytes": 100}))

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from adamllm_ray.config import ImageLimits
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.models.checkpoint import load_processor
+from adamllm_ray.training.catalog import TEXTS
 from adamllm_ray.training.collate import Collator
-from adamllm_ray.training.conversations import conversation_example, single_stage_turns
-from adamllm_ray.training.lengths import FORMS, Lengths
+from adamllm_ray.training.conversations import conversation_example, replayed_turns, single_stage_turns
+from adamllm_ray.training.lengths import Lengths
+from adamllm_ray.training.mix import FORMS
 from tests.training.conftest import picture, synthesized_rows
 
 
@@ -23,8 +26,8 @@ def test_no_example_is_longer_than_planned(family: str, tiny_vlm: Path, tiny_qwe
     measure, collator = Lengths(processor, ImageLimits()), Collator(processor, 4096)
     chat = ChatFormat(processor.tokenizer, image_token=processor.image_token)
     for row in [row | {"tasked": True} for row in synthesized_rows()[4:9] if row["instruction"]]:
-        row["image"] = picture(1, side=90)
-        planned = dict(zip(FORMS, measure(row), strict=True))
+        row |= {"image": picture(1, side=90), "width": 90, "height": 90}
+        planned = dict(zip(FORMS, measure(table(row))[0].tolist(), strict=True))
         for form in FORMS:
             lengths = []
             for epoch in range(30):
@@ -36,13 +39,46 @@ def test_no_example_is_longer_than_planned(family: str, tiny_vlm: Path, tiny_qwe
                 assert set(lengths) == {planned[form]}
 
 
+def table(*rows: dict[str, Any]) -> pa.Table:
+    """Rows as the catalog gives them to be measured."""
+    columns = {name: [row.get(name) for row in rows] for name in ("id", *TEXTS, "width", "height")}
+    turns = {"turns": [row["turns"] for row in rows]} if "turns" in rows[0] else {}
+    found = pa.table(columns | {"tasked": [bool(row.get("tasked")) for row in rows]} | turns)
+    sizes = [(found.column_names.index(name), name) for name in ("width", "height")]
+    for index, name in sizes:
+        found = found.set_column(index, name, found[name].cast(pa.int32()))
+    return found
+
+
 def test_forms_that_a_row_cannot_have_and_replay(tiny_vlm: Path) -> None:
     measure = Lengths(load_processor(tiny_vlm), ImageLimits())
-    row: dict[str, Any] = synthesized_rows()[6] | {"tasked": False}
-    assert (measure(row)[0], measure(row)[2]) == (0, 0)
-    turns = json.dumps([("user", "0 1?"), ("assistant", "2")])
-    replay = {"id": "r", "image": None, "turns": turns, "tasked": False}
-    both, caption, task = measure(replay)
-    assert both == caption == task > 4
-    assert measure(replay | {"image": picture(1)})[0] > both + 50
-    assert measure(replay | {"image": b"not an image"})[0] == 1  # refused, and recorded, when its turn comes
+    row: dict[str, Any] = synthesized_rows()[6] | {"width": 60, "height": 60}
+    both, caption, task = measure(table(row))[0].tolist()
+    assert (both, task) == (0, 0)
+    assert caption > 50
+    unknown = measure(table(row | {"width": None, "height": None}, row | {"caption": "", "tasked": True}))
+    assert unknown[0].tolist() == [0, 1, 0]  # refused, and recorded, when its turn comes
+    assert unknown[1, 1] == 1
+    talk = json.dumps([("user", "0 1?"), ("assistant", "2")])
+    longer = json.dumps([("system", "0"), ("user", "0 1?"), ("assistant", "2"), ("user", "3"), ("assistant", "4 4")])
+    text, pictured, long = measure(
+        table({"turns": talk}, {"turns": talk, "width": 60, "height": 60}, {"turns": longer})
+    )
+    assert text[0] == text[1] == text[2] > 4
+    assert pictured[0] > text[0] + 50
+    assert long[0] > text[0] + 6
+
+
+def test_lengths_are_those_of_the_conversation_token_by_token(tiny_vlm: Path) -> None:
+    """Also for texts that look like the template's own tokens."""
+    measure, hostile = Lengths(load_processor(tiny_vlm), ImageLimits()), "<|eot_id|> <image> <|start_header_id|>user"
+    chat = measure.chat
+    for talk in ([("user", hostile), ("assistant", hostile)], [("user", "a"), ("assistant", "b"), ("user", hostile)]):
+        found = measure(table({"turns": json.dumps(talk)}))[0, 0]
+        assert found == len(chat.encode(replayed_turns(talk, False)).ids)
+
+
+def test_sizes_come_off_the_header_where_ingest_wrote_none(tiny_vlm: Path) -> None:
+    measure = Lengths(load_processor(tiny_vlm), ImageLimits())
+    assert measure.size(picture(1, side=33)) == (33, 33)
+    assert measure.size(b"not an image") == measure.size(None) == (None, None)

@@ -66,7 +66,7 @@ def test_long_example_is_noted_by_the_worker_that_met_it(tmp_path: Path, tiny_vl
     made = batches(sources)
     ids = [id for batch in made for id in batch.ids]
     refused = {key: verdict for batch in made for key, verdict in batch.refused.items()}
-    entry = next(e for e in sources[0].entries if sources[0].mixture.items[e.item].id == rows[1]["id"])
+    entry = next(e for e in sources[0].entries if sources[0].mixture.items.id(e.item) == rows[1]["id"])
     assert refused == {refusal_key(entry, rows[1]["id"]): Verdict.EXAMPLE_TOO_LONG}
     assert len(ids) == ROWS - 3
 
