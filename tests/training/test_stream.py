@@ -20,6 +20,7 @@ from adamllm_ray.training.lengths import Lengths
 from adamllm_ray.training.mix import Mixture
 from adamllm_ray.training.replay import copy_replay
 from adamllm_ray.training.stream import RowBatches, plan, refusal_key
+from adamllm_ray.training.trainer import _Books
 from tests.training.conftest import ROWS, finished_synthesis, picture, synthesized_rows, training_config
 
 
@@ -90,3 +91,22 @@ def test_replay_is_read_checked_and_mixed_in(tmp_path: Path, tiny_vlm: Path) -> 
     (tmp_path / "general.jsonl").write_text(lines[-1])
     with pytest.raises(SourceError, match="no usable record"):
         copy_replay(config.mixture.replay, ImageLimits(), run.stage("third"))
+
+
+def test_the_books_count_each_record_once(tmp_path: Path, tiny_vlm: Path) -> None:
+    """Refused in one epoch and trained in another is trained; refused in all of them is its last verdict."""
+    rows = synthesized_rows()
+    run, config = finished_synthesis(tmp_path, rows), training_config(tmp_path, tiny_vlm, epochs=2)
+    run.stage("train").begin({})
+    books = _Books(config, run, run.stage("train"), str(tiny_vlm))
+    plain = {"ok": ROWS - 2, "image_missing": 1, "duplicate": 1}
+    assert books.verdicts({}) == plain
+    once, always = rows[1]["id"], rows[2]["id"]
+    refused = {
+        f"{once}/1/0": "example_too_long",
+        f"{always}/0/0": "image_truncated",
+        f"{always}/1/0": "example_too_long",
+    }
+    assert books.verdicts(refused) == plain | {"ok": ROWS - 3, "example_too_long": 1}
+    outcome = {"steps": books.steps, "losses": [], "refused": refused, "parts": [], "resumed": [], "passed_over": []}
+    assert books.summary(outcome)["examples"] == 2 * (ROWS - 2) - 3
