@@ -114,6 +114,13 @@ class TrainingSection(Section):
     checkpoint_every: Count = Field(default=100, description="Optimizer steps.")
     keep_checkpoints: int = Field(default=2, ge=2, description="At least 2: the newest may be half written.")
     max_failures: int = Field(default=3, ge=0, description="Worker-group restarts before the run gives up.")
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default=["tensorboard"],
+        description="Where each step's figures go; wandb and mlflow are extras, and take keys from the environment.",
+    )
+    peak_tflops: Positive | None = Field(
+        default=None, description="Dense bf16 TFLOP/s of a worker's device, for MFU; known GPUs if absent."
+    )
 
     @model_validator(mode="after")
     def _batches(self) -> TrainingSection:

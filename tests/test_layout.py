@@ -47,7 +47,7 @@ def test_only_the_engine_imports_vllm():
 
 def test_the_step_loop_and_all_it_imports_from_training_are_free_of_ray():
     names = ("loop", "engines", "batches", "collate", "conversations", "parts", "checkpoints", "export", "snapshots")
-    for name in names:
+    for name in (*names, "flops"):
         assert "ray" not in imports(PACKAGE / "training" / f"{name}.py"), name
 
 
@@ -93,6 +93,7 @@ TESTED_WITH_A_NEIGHBOUR = {
     "report/gallery.py": "report/test_build.py",
     "report/plots.py": "report/test_build.py",
     "synthesis/backpressure.py": "synthesis/test_faults.py",
+    "training/board.py": "training/test_trainer.py",
     "training/replay.py": "training/test_stream.py",
     "training/worker.py": "training/test_trainer.py",
 }

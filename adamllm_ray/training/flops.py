@@ -1,8 +1,8 @@
 """Useful floating-point operations of a step, the vision tower's included, and what a GPU could do: MFU.
 
-    rates = flop_rates(model)                 # once, after freezing and LoRA, before DeepSpeed shards anything
-    flops = batch_flops(rates, batch)         # forward + backward of one micro-batch
-    mfu = flops / seconds / (workers * peak)
+    meter = Meter.of(model, section)          # once, after freezing and LoRA, before DeepSpeed shards anything
+    flops = meter.flops(batch)                # forward + backward of one micro-batch
+    mfu = meter.share(flops, seconds * workers)
 
 Counted as in the appendix B of PaLM (Chowdhery et al. 2022, arXiv 2204.02311), with two refinements:
 
@@ -20,17 +20,21 @@ used, embedding look-ups, norms, activations. So it is MFU, not the utilisation 
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from adamllm_ray.models.families import PARTS, Part, family_of
-from adamllm_ray.training.collate import Batch
+
+if TYPE_CHECKING:
+    from adamllm_ray.config import TrainingSection
+    from adamllm_ray.training.collate import Batch
 
 # Dense bf16 TFLOP/s of a card, from NVIDIA's data sheets (half of a figure "with sparsity"); the first name that
 # torch.cuda.get_device_name contains counts.
@@ -100,6 +104,27 @@ class _Image:
     patches: int
     sequences: list[int]
     windows: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """Counts a model's useful FLOPs, and knows what a worker's device could do in a second where that is known."""
+
+    rates: FlopRates | None
+    peak: float | None
+
+    @classmethod
+    def of(cls, model: nn.Module, section: TrainingSection) -> Meter:
+        """For a model that is frozen and adapted, and not yet sharded."""
+        return cls(flop_rates(model), peak_flops(section.peak_tflops))
+
+    def flops(self, batch: Batch) -> float:
+        """Useful FLOPs of a micro-batch; 0 for a model that cannot be counted."""
+        return batch_flops(self.rates, batch) if self.rates is not None else 0.0
+
+    def share(self, flops: float, device_seconds: float) -> float | None:
+        """MFU: share of the devices' peak; None where either is not known."""
+        return flops / (device_seconds * self.peak) if flops and self.peak and device_seconds else None
 
 
 def peak_flops(override_tflops: float | None) -> float | None:
@@ -261,12 +286,12 @@ def _lengths(batch: Batch) -> list[int]:
     positions = batch.inputs["position_ids"]
     text = positions[0, 0] if positions.dim() == 3 else positions[0]
     starts = [*(text == 0).nonzero().flatten().tolist(), len(text)]
-    return [stop - start for start, stop in zip(starts, starts[1:], strict=False)]
+    return [stop - start for start, stop in itertools.pairwise(starts)]
 
 
 def _images(inputs: dict[str, torch.Tensor], config: Any) -> list[_Image]:
     if "image_grid_thw" in inputs:
-        return [_grid(*map(int, grid), _vision(config)) for grid in inputs["image_grid_thw"]]
+        return [_grid(*grid, vision=_vision(config)) for grid in inputs["image_grid_thw"].tolist()]
     pixels = inputs.get("pixel_values")
     if pixels is None:
         return []
@@ -289,7 +314,7 @@ def _tiles(inputs: dict[str, torch.Tensor], pixels: torch.Tensor, config: Any) -
         yield from [pixels.shape[1] if pixels.dim() == 5 else 1] * len(pixels)
 
 
-def _grid(frames: int, height: int, width: int, vision: Any) -> _Image:
+def _grid(frames: int, height: int, width: int, *, vision: Any) -> _Image:
     """An image of Qwen2-VL's kind: frames of height x width patches; windows only where the model has them."""
     patches = frames * height * width
     side = getattr(vision, "window_size", 0) // vision.patch_size

@@ -33,6 +33,7 @@ from adamllm_ray.training.engines import PlainEngine, open_engine
 
 if TYPE_CHECKING:
     from adamllm_ray.config import TrainingSection
+    from adamllm_ray.training.flops import Meter
 
 TAG = "state"  # DeepSpeed's name for the folder inside a checkpoint
 
@@ -56,10 +57,14 @@ class StepReport:
         lr: learning rate of the first parameter group.
         tokens: labelled tokens of the global batch.
         seconds: wall time of the step on this worker.
+        waited: seconds before it in which this worker had no batch yet.
+        at: when it ended, seconds since 1970.
         inputs: input tokens of the global batch, image tokens included, padding not.
         padding: share of the computed positions that are padding.
         examples: in the global batch.
         grad_norm: before clipping, over all parameters.
+        flops: useful floating-point operations of the global batch, forward and backward; 0 where not known.
+        mfu: share of what the workers' devices could have done in ``seconds + waited``; None where not known.
         kinds: kind of text (caption, task, replay:NAME) -> (nats per labelled token, labelled tokens).
         refused: example id -> verdict, of this worker's examples that could not be used in this step.
         stopping: a worker was asked to stop; all workers see it in the same step, and this is their last.
@@ -70,10 +75,14 @@ class StepReport:
     lr: float
     tokens: int
     seconds: float
+    waited: float = 0.0
+    at: float = 0.0
     inputs: int = 0
     padding: float = 0.0
     examples: int = 0
     grad_norm: float = 0.0
+    flops: float = 0.0
+    mfu: float | None = None
     kinds: dict[str, tuple[float, int]] = field(default_factory=dict)
     refused: dict[str, Verdict] = field(default_factory=dict)
     stopping: bool = False
@@ -95,6 +104,7 @@ class StepLoop:
         groups: torch parameter groups with their own lr / weight_decay; all parameters with the section's otherwise.
         kinds: kinds of text whose loss is also reported apart; the same on all workers.
         seed: for dropout.
+        meter: counts useful FLOPs (see `flops`); without one, none are known.
         engine: what drives the model (see `engines`): DeepSpeed where it is installed.
     """
 
@@ -107,10 +117,11 @@ class StepLoop:
         groups: list[dict[str, Any]] | None = None,
         kinds: Sequence[str] = (),
         seed: int = 0,
+        meter: Meter | None = None,
         engine: Callable[..., Any] = open_engine,
     ) -> None:
         join_process_group()
-        self.section, self.steps, self.kinds, self.seed = section, steps, list(kinds), seed
+        self.section, self.steps, self.kinds, self.seed, self.meter = section, steps, list(kinds), seed, meter
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.labelled = "logits_to_keep" in inspect.signature(model.forward).parameters
         groups = groups or [{"params": [p for p in model.parameters() if p.requires_grad]}]
@@ -138,8 +149,8 @@ class StepLoop:
         """
         self.engine.train()
         reports = []
-        for step, batches in _ahead(source, start):
-            report = self._step(step, batches, asked_to_stop())
+        for step, batches, waited in _ahead(source, start):
+            report = self._step(step, batches, asked_to_stop(), waited)
             reports.append(report)
             if on_step is not None:
                 on_step(report)
@@ -200,16 +211,17 @@ class StepLoop:
                 if self.rank == 0:
                     take(name, named[name].detach().to("cpu", copy=True))
 
-    def _step(self, step: int, batches: list[Batch], stop: bool) -> StepReport:
+    def _step(self, step: int, batches: list[Batch], stop: bool, waited: float) -> StepReport:
         began = time.perf_counter()
         torch.manual_seed(self.seed * 1_000_003 + step * 1009 + self.rank)
         text = batches if self.labelled else []  # what a model of another kind calls its inputs is not known here
-        total, stopping, inputs, positions, examples = self._sum(
+        total, stopping, inputs, positions, examples, flops = self._sum(
             sum(batch.weight for batch in batches),
             stop,
             sum(batch.tokens for batch in text),
             sum(batch.inputs["input_ids"].numel() for batch in text),
             sum(len(batch.ids) for batch in batches),
+            sum(self.meter.flops(batch) for batch in batches) if self.meter else 0.0,
         )
         if total <= 0:
             raise LossNotFinite(f"step {step + 1}: no token of the global batch carries loss")
@@ -230,16 +242,21 @@ class StepLoop:
             raise LossNotFinite(f"step {step + 1}: the loss is {mean}; lower training.learning_rate, or see its data")
         self.engine.step()
         counts = zip(self.kinds, apart[::2], apart[1::2], strict=True)
+        seconds = time.perf_counter() - began
         return StepReport(
             step=step + 1,
             loss=whole / total,
             lr=lr,
             tokens=int(total),
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
+            waited=waited,
+            at=time.time(),
             inputs=int(inputs),
             padding=1 - inputs / positions if positions else 0.0,
             examples=int(examples),
             grad_norm=float(self.engine.get_global_grad_norm() or 0.0),
+            flops=flops,
+            mfu=self.meter.share(flops, (seconds + waited) * self.world) if self.meter else None,
             kinds={kind: (nats / count, int(count)) for kind, nats, count in counts if count},
             refused={id: verdict for batch in batches for id, verdict in batch.refused.items()},
             stopping=stopping > 0,
@@ -318,12 +335,14 @@ def join_process_group() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
 
 
-def _ahead(source: BatchSource, start: int) -> Iterator[tuple[int, list[Batch]]]:
-    """Batches of each step, the next one prepared in a thread while this one computes."""
+def _ahead(source: BatchSource, start: int) -> Iterator[tuple[int, list[Batch], float]]:
+    """Batches of each step, the next one prepared in a thread while this one computes, and seconds waited for them."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         upcoming: Future[list[Batch]] | None = pool.submit(source.load, start) if start < source.steps else None
         for step in range(start, source.steps):
             assert upcoming is not None
+            began = time.perf_counter()
             batches = upcoming.result()
+            waited = time.perf_counter() - began
             upcoming = pool.submit(source.load, step + 1) if step + 1 < source.steps else None
-            yield step, batches
+            yield step, batches, waited

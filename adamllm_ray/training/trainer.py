@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,12 +35,15 @@ from adamllm_ray.errors import ConfigError, TrainingError
 from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
+from adamllm_ray.training.board import failure, start_board, watching
+from adamllm_ray.training.trackers import open_trackers, require
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
 
 if TYPE_CHECKING:
     from adamllm_ray.training.parts import PartRow
 
 STAGE = "train"
+_KEPT = ("step", "loss", "lr", "grad_norm", "kinds")  # of each step in the manifest: what a repetition gives again
 _CODE = (
     "adapters",
     "batches",
@@ -65,15 +69,18 @@ _FREE = {
     "checkpoint_every",
     "keep_checkpoints",
     "max_failures",
+    "trackers",
+    "peak_tflops",
 }
 
 
 def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
     """Post-train ``models.base`` on the synthesized records and export it to ``train/model``.
 
-    ``extra`` of the manifest: ``model`` (folder), ``steps``, ``losses`` ({step, loss, lr} of each), ``shares``
-    (requested and realised per form), ``parts`` (the table), ``refused`` and ``replay`` (counts), ``resumed`` (steps
-    that were continued from after a death), ``passed_over`` (checkpoints that were damaged).
+    ``extra`` of the manifest: ``model`` (folder), ``steps``, ``losses`` ({step, loss, lr, grad_norm, kinds} of each),
+    ``speed`` (see `speed`), ``shares`` (requested and realised per form), ``parts`` (the table), ``refused`` and
+    ``replay`` (counts), ``resumed`` (steps that were continued from after a death), ``passed_over`` (checkpoints that
+    were damaged).
 
     Raises:
         ConfigError: synthesis is not finished, or nothing is left to train on.
@@ -81,6 +88,7 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
         TrainingError: training ended without a model; the same command continues.
     """
     started = time.monotonic()
+    require(config)
     stage, base = run.stage(STAGE), resolve_model(config.models.base)
     synthesized = run.stage("synthesize").manifest()
     if synthesized is None:
@@ -204,8 +212,9 @@ class _Books:
             "model": f"{self.stage.uri}/model",
             "steps": outcome["steps"],
             "examples": len(used),
-            "losses": [{key: report[key] for key in ("step", "loss", "lr")} for report in outcome["losses"]],
+            "losses": [{key: report[key] for key in _KEPT} for report in outcome["losses"]],
             "tokens": sum(report["tokens"] for report in outcome["losses"]),
+            "speed": speed(outcome["losses"]),
             "shares": {form: asdict(share) for form, share in self.mixture.shares(used).items()},
             "parts": outcome["parts"],
             "refused": dict(Counter(refused.values())),
@@ -213,6 +222,28 @@ class _Books:
             "resumed": outcome["resumed"],
             "passed_over": outcome["passed_over"],
         }
+
+
+def speed(reports: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Throughput over the steps: medians of rates per second, shares of the whole, FLOPs and seconds in all.
+
+    ``seconds`` is time in steps (waiting for data included), so neither start nor checkpoints nor steps that a death
+    took back.
+    """
+    seconds = [report["seconds"] + report["waited"] for report in reports]
+    inputs = sum(report["inputs"] for report in reports)
+    positions = sum(report["inputs"] / (1 - report["padding"]) for report in reports)
+    mfu = [report["mfu"] for report in reports if report["mfu"] is not None]
+    return {
+        "seconds": sum(seconds),
+        "tokens_per_second": median(r["inputs"] / s for r, s in zip(reports, seconds, strict=True)),
+        "examples_per_second": median(r["examples"] / s for r, s in zip(reports, seconds, strict=True)),
+        "inputs": inputs,
+        "padding": 1 - inputs / positions if positions else 0.0,
+        "data_wait": sum(report["waited"] for report in reports) / sum(seconds),
+        "flops": sum(report["flops"] for report in reports),
+        "mfu": median(mfu) if mfu else None,
+    }
 
 
 def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[PartRow]) -> dict[str, Any]:
@@ -223,13 +254,18 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[Pa
     job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
     job["parts"] = [asdict(row) for row in rows]
     stage = run.stage(STAGE)
-    with ray_session(), progress.task(STAGE, steps) as bar:
-        board, stopping = _start_board(), threading.Event()
-        with _watching(board, bar, stopping), _gentle_sigterm(stopping):
+    with ray_session(), open_trackers(config, stage) as tell, progress.task(STAGE, steps) as bar:
+        board, stopping = start_board(), threading.Event()
+
+        def hear(reports: list[dict[str, Any]]) -> None:
+            bar.update(reports[-1]["step"], step_words(reports[-1]))
+            tell(reports)
+
+        with watching(board, hear, stopping), _gentle_sigterm(stopping):
             error = _fit(config, run, job | {"board": board})
-        failure = _failure(board)
-    if failure:
-        raise TrainingError(failure)
+        said = failure(board)
+    if said:
+        raise TrainingError(said)
     if stopping.is_set() and storage.read_small(stage.place.child(OUTCOME)) is None:
         raise KeyboardInterrupt
     if error is not None:
@@ -310,66 +346,17 @@ def _gentle_sigterm(stopping: threading.Event) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _start_board() -> Any:
-    """A small actor: worker 0 tells it the steps and hears whether to stop; any worker, what no retry can mend."""
-    import ray
-
-    class Board:
-        def __init__(self) -> None:
-            self.last: dict[str, Any] = {}
-            self.failure = ""
-            self.stopping = False
-
-        def step(self, report: dict[str, Any]) -> bool:
-            self.last = report
-            return self.stopping
-
-        def stop(self) -> None:
-            self.stopping = True
-
-        def fail(self, message: str) -> None:
-            self.failure = message
-
-        def state(self) -> tuple[dict[str, Any], str]:
-            return self.last, self.failure
-
-    return ray.remote(num_cpus=0)(Board).remote()
-
-
-@contextmanager
-def _watching(board: Any, bar: progress.Task, stopping: threading.Event) -> Iterator[None]:
-    """Show the board's last step on the bar, once a second; tell it when the run is to stop."""
-    import ray
-
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(1.0):
-            if stopping.is_set():
-                board.stop.remote()
-            last, _ = ray.get(board.state.remote())
-            if last:
-                bar.update(last["step"], f"loss {last['loss']:.3f}")
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join(10)
-
-
-def _failure(board: Any) -> str:
-    import ray
-
-    failure: str = ray.get(board.state.remote())[1]
-    return failure
+def step_words(report: dict[str, Any]) -> str:
+    """A step in a few words, for the progress line."""
+    seconds = report["seconds"] + report["waited"]
+    words = [f"loss {report['loss']:.3f}"]
+    words += [f"{report['inputs'] / seconds:,.0f} tokens/s"] if report["inputs"] else []
+    return ", ".join(words + ([f"MFU {report['mfu']:.1%}"] if report["mfu"] is not None else []))
 
 
 def _first_cause(error: Exception) -> str:
     """The first worker's own words out of Ray Train's error."""
     failures = getattr(error, "worker_failures", None) or {}
-    for rank, failure in sorted(failures.items()):
-        return f"worker {rank}: {str(failure).strip().splitlines()[-1]}"
+    for rank, found in sorted(failures.items()):
+        return f"worker {rank}: {str(found).strip().splitlines()[-1]}"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -15,6 +15,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ModelError
+from adamllm_ray.training.board import Line
 from adamllm_ray.training.snapshots import FolderNotShared
 
 OUTCOME = "outcome.json"
@@ -33,29 +34,11 @@ def work(job: dict[str, Any]) -> None:
     try:
         config = parse_config(json.loads(job["config"]))
         worker = Worker.start(config, job["output"], job["model"], job["steps"], job["parts"])
-        worker.train(_Line(board))
+        worker.train(Line(board))
     except (ModelError, LossNotFinite, FolderNotShared) as error:
         import ray
 
         ray.get(board.fail.remote(str(error)))
-
-
-class _Line:
-    """Worker 0's line to the driver: tells it each step, hears whether to stop. Never waits."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-        self._answer: Any = None
-
-    def tell(self, report: dict[str, Any]) -> None:
-        """Send a step; the answer is looked at later."""
-        self._answer = self._board.step.remote(report)
-
-    def stop(self) -> bool:
-        """Whether the driver's last answer that has arrived says stop."""
-        import ray
-
-        return self._answer is not None and bool(ray.wait([self._answer], timeout=0)[0]) and ray.get(self._answer)
 
 
 @dataclass(slots=True)
@@ -91,6 +74,7 @@ class Worker:
         from adamllm_ray.training.adapters import load_base
         from adamllm_ray.training.checkpoints import Checkpoints
         from adamllm_ray.training.feed import FedBatches
+        from adamllm_ray.training.flops import Meter
         from adamllm_ray.training.loop import StepLoop
         from adamllm_ray.training.parts import prepare_parts, same_parts
         from adamllm_ray.training.stream import open_batches
@@ -114,17 +98,20 @@ class Worker:
             FedBatches(steps, opening, section.data_workers) if section.data_workers else open_batches(**opening)
         )
         kinds = ["caption", "task", *(f"replay:{source.name}" for source in config.mixture.replay)]
-        loop = StepLoop(model, section, steps=steps, groups=prepared.groups, kinds=kinds, seed=seed)
+        meter = Meter.of(model, section)
+        loop = StepLoop(model, section, steps=steps, groups=prepared.groups, kinds=kinds, seed=seed, meter=meter)
         stage = RunFolder(output, config.run.s3).stage("train")
         saved = Checkpoints(stage.place.child(f"ray/{RAY_RUN}"), loop)
         return cls(config, base, stage, loop, source, parts, rank, world, saved)
 
-    def train(self, line: _Line) -> None:
+    def train(self, line: Line) -> None:
         """Continue from the newest valid checkpoint, or start; end with the exported model and the outcome.
 
         Asked to stop, it ends with a checkpoint and no outcome.
         """
         start = self._resume()
+        if self.rank == 0:
+            line.tell(self.reports)
 
         def after(report: Any) -> None:
             told_of = asdict(report)
@@ -132,13 +119,14 @@ class Worker:
             last = told_of.pop("stopping") or report.step == self.source.steps
             self.reports.append(told_of)
             if self.rank == 0:
-                line.tell(told_of)
+                line.tell([told_of])
             if last or report.step % self.config.training.checkpoint_every == 0:
                 self._checkpoint(report.step)
 
         taken = self.loop.run(self.source, start=start, on_step=after, asked_to_stop=line.stop)
         if not taken or taken[-1].step == self.source.steps:
             self._finish()
+        line.settle()
 
     def _resume(self) -> int:
         """Load the newest valid checkpoint. Returns the number of steps it has behind it."""

@@ -107,7 +107,7 @@ def test_padding_fillers_and_packing_change_nothing(folder: Path) -> None:
 
 
 def test_windows_of_an_image_cover_it_once() -> None:
-    image = _grid(1, 20, 12, SimpleNamespace(window_size=112, patch_size=14))
+    image = _grid(1, 20, 12, vision=SimpleNamespace(window_size=112, patch_size=14))
     assert sum(image.windows) == image.patches == 240
     assert sorted(image.windows) == sorted([64, 32, 64, 32, 32, 16])
 

@@ -23,6 +23,7 @@ from adamllm_ray.training.snapshots import examine, names
 from adamllm_ray.training.trainer import train
 from tests.data.conftest import bucket  # noqa: F401 - a fixture
 from tests.training.conftest import ROWS, finished_synthesis, synthesized_rows, training_config
+from tests.training.test_trackers import _events
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("private_ray")]
 
@@ -44,6 +45,19 @@ def test_books_are_balanced(undisturbed: tuple[Path, Manifest]) -> None:
     assert {row["part"] for row in manifest.extra["parts"]} == {"language_model", "projector", "vision_tower"}
     losses = [entry["loss"] for entry in manifest.extra["losses"]]
     assert losses[-1] < losses[0]
+
+
+def test_every_step_is_in_the_curves_and_has_its_speed(undisturbed: tuple[Path, Manifest]) -> None:
+    output, manifest = undisturbed
+    curves = _events(output / "train" / "tensorboard")
+    assert [step for step, _, _ in curves["loss"]] == list(range(1, 12))
+    assert [loss for _, loss, _ in curves["loss"]] == pytest.approx([one["loss"] for one in manifest.extra["losses"]])
+    assert {"loss/caption", "loss/task", "speed/tokens_per_second", "grad_norm"} <= curves.keys()
+    assert "speed/mfu" not in curves, "what this CPU could do at most is not known"
+    speed = manifest.extra["speed"]
+    assert speed["flops"] > 0
+    assert speed["mfu"] is None
+    assert 0 < speed["padding"] < 1
 
 
 def test_finished_stage_is_not_repeated(undisturbed: tuple[Path, Manifest], tiny_vlm: Path) -> None:
@@ -116,6 +130,7 @@ def test_sigkill_of_a_worker_changes_nothing(
         killer.join()
     assert killed, "the run ended before a worker could be killed"
     assert again.extra["resumed"] in ([4], [8])  # Ray's own books, which it looks at every 2 s, had nothing yet
+    assert [step for step, _, _ in _events(tmp_path / "train" / "tensorboard")["loss"]] == list(range(1, 12))
     assert again.extra["losses"] == manifest.extra["losses"]
     assert again.verdicts == manifest.verdicts
     assert _weights(again) == _weights(manifest)
