@@ -138,6 +138,25 @@ def report(config: ConfigPath, set_: Overrides = None) -> None:
 
 
 @app.command()
+def push(
+    config: ConfigPath,
+    repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="Repository; made if there is none.")],
+    set_: Overrides = None,
+    public: Annotated[bool, typer.Option("--public", help="Everybody may see it. Private otherwise.")] = False,
+) -> None:
+    """Copy the trained model to a Hugging Face hub. Nothing else in adamllm sends anything anywhere.
+
+    Needs HF_TOKEN in the environment. Weights, processor and model card go; no record, caption, image or path.
+
+    Example:  adamllm push my.yaml --repo our-team/xray-vlm
+    """
+    from adamllm_ray.models.hub import push as upload
+
+    done = upload(_folder(load_config(config, set_ or [])), repo, private=not public)
+    console.print(f"{done.files} files, {done.bytes:,} bytes: {done.url}", soft_wrap=True, highlight=False)
+
+
+@app.command()
 def plan(
     config: ConfigPath,
     set_: Overrides = None,

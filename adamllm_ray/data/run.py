@@ -32,7 +32,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -184,6 +184,25 @@ class StageFolder:
                 extra=extra or {},
                 versions=_versions(),
             )
+            storage.write_small(self.place.child(MANIFEST), manifest.to_json().encode())
+        return manifest
+
+    def replace_file(self, name: str, data: bytes) -> Manifest:
+        """Give a product of the finished stage new content, and sign it. Does nothing when it was signed with that.
+
+        Raises:
+            StorageError: the stage is not finished, or cannot be written.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            raise StorageError(f"{self.uri} is not finished; {name} cannot be replaced")
+        entry = {"path": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if entry in manifest.files:
+            return manifest
+        others = [other for other in manifest.files if other["path"] != name]
+        manifest = replace(manifest, files=sorted([*others, entry], key=lambda each: each["path"]))
+        with storage.storage_errors(f"write {name}", self.uri):
+            storage.write_small(self.place.child(name), data)
             storage.write_small(self.place.child(MANIFEST), manifest.to_json().encode())
         return manifest
 

@@ -39,6 +39,7 @@ from adamllm_ray.evaluation.baselines import Baseline, colour, majority
 from adamllm_ray.evaluation.metrics import Score, score
 from adamllm_ray.evaluation.scores import summarise
 from adamllm_ray.evaluation.tasks import QUESTION_SCHEMA, Question, load_questions
+from adamllm_ray.models.card import refresh_card
 from adamllm_ray.ray_runtime import ray_session
 
 STAGE = "evaluate"
@@ -72,6 +73,7 @@ def evaluate(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> M
     if stage.begin(fingerprint(config, contestants), force_new=force_new) == "finished":
         finished = stage.manifest()
         if finished is not None:
+            refresh_card(config, run)
             return finished
     total = _store_questions(stage, config)
     _ask(stage, contestants, config, total)
@@ -85,12 +87,14 @@ def evaluate(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> M
     )
     table = pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA)
     _write_parquet(stage, "data/predictions.parquet", table)
-    return stage.finish(
+    manifest = stage.finish(
         rows_in=total * len(contestants),
         verdicts=Counter(row["verdict"] for row in predictions),
         extra={"scores": scores, "questions": total, "models": {one.name: one.folder for one in contestants}},
         seconds=time.monotonic() - started,
     )
+    refresh_card(config, run)
+    return manifest
 
 
 def fingerprint(config: RunConfig, contestants: Sequence[Contestant]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from adamllm_ray.data.run import Manifest, RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.report import collect as facts
 from adamllm_ray.report.gallery import Card, gallery
-from adamllm_ray.report.plots import loss_curve, score_bars
+from adamllm_ray.report.plots import kinds_of, loss_curve, score_bars, side_curve
 
 REPORT = "report/index.html"
 
@@ -60,6 +60,10 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
         # The only markup that is not the template's own: SVG from plots.py, whose labels matplotlib escapes.
         bars=Markup(score_bars(found.scores)) if found.scores else "",  # noqa: S704
         curve=Markup(loss_curve(losses)) if len(losses) > 1 else "",  # noqa: S704
+        rate_curve=Markup(side_curve(losses, "lr", "learning rate")),  # noqa: S704
+        norm_curve=Markup(side_curve(losses, "grad_norm", "gradient norm")),  # noqa: S704
+        kinds=kinds_of(losses),
+        speed=facts.speed_tiles(found.values("train")),
         last_loss=losses[-1]["loss"] if losses else None,
         steps=facts.funnel(found.manifests),
         keep_rate=facts.keep_rate(found.manifests),

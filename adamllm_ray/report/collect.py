@@ -132,6 +132,20 @@ def right_shares(stage: StageFolder, check: Callable[[dict[str, Any], str, str, 
     return RightShares(*counts["parsed"], *counts["kept"])
 
 
+def speed_tiles(train: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(figure, what it is) of how fast training went; MFU only where it is known."""
+    speed = train.get("speed")
+    if not speed:
+        return []
+    tiles = [
+        (f"{speed['examples_per_second']:.3g}", "examples/s"),
+        (f"{speed['tokens_per_second']:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"), "tokens/s, no padding"),
+        (percent(speed["padding"]), "of the computed positions were padding"),
+        (percent(speed["data_wait"]), "of the time waited for data"),
+    ]
+    return tiles + ([(percent(speed["mfu"]), "MFU, the vision tower included")] if speed["mfu"] is not None else [])
+
+
 def headline(scores: Mapping[str, Any] | None) -> tuple[str, str, str]:
     """(tone, verdict in a few words, the numbers in a sentence). Tone is 'good', 'bad' or 'even'."""
     if scores is None:

@@ -7,13 +7,17 @@ serves both colour schemes. Text stays text.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 INK, LINE, BASE, ADAPTED, MARK = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
+KINDS = ("#0a0b06", "#0a0b07", "#0a0b08", "#0a0b09")  # kinds of text, in their order
+MOST_POINTS = 600  # of a curve: more cannot be seen, and a page of a long run must open
 _VARIABLES = {INK: "--ink", LINE: "--line", BASE: "--base", ADAPTED: "--adapted", MARK: "--mark"}
+_VARIABLES |= {colour: f"--kind-{number}" for number, colour in enumerate(KINDS, 1)}
 _STYLE = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -66,23 +70,58 @@ def _bar_pair(axes: Any, scores: Mapping[str, Any], kind: str | None, y: float) 
 
 
 def loss_curve(losses: Sequence[Mapping[str, Any]]) -> str:
-    """Training loss per optimizer step, with a running mean. SVG text."""
+    """Training loss per optimizer step, its running mean, and the running mean of each kind of text. SVG text."""
     steps = [entry["step"] for entry in losses]
     values = [float(entry["loss"]) for entry in losses]
-    with _figure(5.4, 2.9, steps) as (figure, axes):
-        axes.plot(steps, values, color=BASE, linewidth=1)
-        axes.plot(steps, _running_mean(values, max(1, len(values) // 20)), color=ADAPTED, linewidth=2)
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel("loss")
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        axes.tick_params(length=0)
-        axes.margins(x=0.01)
+    width = max(1, len(values) // 20)
+    with _figure(10.5, 3.4, steps) as (figure, axes):
+        axes.plot(*_thin(steps, values), color=BASE, linewidth=1)
+        kinds = kinds_of(losses)
+        for kind, colour in zip(kinds if len(kinds) > 1 else [], KINDS, strict=False):
+            there = [entry for entry in losses if kind in entry["kinds"]]
+            means = _running_mean([entry["kinds"][kind][0] for entry in there], width)
+            axes.plot(*_thin([entry["step"] for entry in there], means), color=colour, linewidth=1.4)
+        axes.plot(*_thin(steps, _running_mean(values, width)), color=ADAPTED, linewidth=2.2)
+        _plain(axes, "loss, nats per token")
         return _svg(figure)
 
 
+def side_curve(losses: Sequence[Mapping[str, Any]], key: str, label: str) -> str:
+    """One figure of each step (learning rate, gradient norm) as a small plot. SVG text; empty where it is not kept."""
+    there = [entry for entry in losses if entry.get(key) is not None]
+    if len(there) < 2:
+        return ""
+    steps = [entry["step"] for entry in there]
+    with _figure(5.0, 1.9, (key, steps)) as (figure, axes):
+        axes.plot(*_thin(steps, [float(entry[key]) for entry in there]), color=BASE, linewidth=1.4)
+        axes.set_ylim(bottom=0)
+        _plain(axes, label)
+        return _svg(figure)
+
+
+def kinds_of(losses: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Kinds of text whose loss was kept apart, the first four in order."""
+    return sorted({kind for entry in losses for kind in entry.get("kinds", {})})[: len(KINDS)]
+
+
+def _plain(axes: Any, label: str) -> None:
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel(label)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+    axes.margins(x=0.01)
+
+
 def _running_mean(values: Sequence[float], width: int) -> list[float]:
-    return [sum(part) / len(part) for part in (values[max(0, i - width + 1) : i + 1] for i in range(len(values)))]
+    sums = list(itertools.accumulate(values, initial=0.0))
+    starts = [max(0, index - width) for index in range(1, len(sums))]
+    return [(sums[stop] - sums[start]) / (stop - start) for stop, start in enumerate(starts, 1)]
+
+
+def _thin(steps: Sequence[int], values: Sequence[float]) -> tuple[Sequence[int], Sequence[float]]:
+    every = -(-len(steps) // MOST_POINTS)
+    return steps[::every], values[::every]
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, TrainingError
+from adamllm_ray.models.card import refresh_card
 from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
@@ -97,12 +98,13 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
     if stage.begin(fingerprint(config, synthesized, base), force_new=force_new) == "finished":
         finished = stage.manifest()
         if finished is not None:
-            return finished
+            return refresh_card(config, run)
     books = _Books(config, run, stage, base)
     outcome = _run(config, run, base, books.steps, rows)
     verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
     seconds = time.monotonic() - started
-    return stage.finish(rows_in=synthesized.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
+    stage.finish(rows_in=synthesized.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
+    return refresh_card(config, run)
 
 
 def fingerprint(config: RunConfig, synthesized: Manifest, base: str) -> dict[str, Any]:

@@ -96,11 +96,11 @@ def _in_process(part: str) -> dict[str, Any]:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train a model for some steps and time all but the first ones."""
     import torch
-    from adamllm_ray.training.flops import flop_rates
 
     from adamllm_ray.training import engines
     from adamllm_ray.training.batches import ExampleBatches
     from adamllm_ray.training.collate import Collator
+    from adamllm_ray.training.flops import flop_rates
     from adamllm_ray.training.loop import StepLoop
     from adamllm_ray.training.packing import rope_index
 
@@ -301,6 +301,7 @@ def now() -> float:
 def peak_of() -> dict[str, Any]:
     """The device's FLOP/s: by its data sheet if it is known, else by a matrix product; that product's in any case."""
     import torch
+
     from adamllm_ray.training.flops import known_peak
 
     gpu = torch.cuda.is_available()

@@ -68,6 +68,12 @@ def _row(i: int) -> dict:
     }
 
 
+def _loss(i: int) -> dict:
+    loss = 3 * math.exp(-i / 40) + 0.5 + 0.1 * math.sin(i)
+    kinds = {"caption": [loss + 0.4, 90], "replay:general": [0.8, 9]} | ({"task": [loss - 0.3, 60]} if i % 3 else {})
+    return {"step": i + 1, "loss": loss, "lr": 1e-3 * (1 - i / 160), "grad_norm": 1 + math.cos(i) / 4, "kinds": kinds}
+
+
 def _scores() -> dict:
     rng = np.random.default_rng(0)
     rows, values = [], {}
@@ -123,13 +129,15 @@ def full_run(empty_run):
     _finish(empty_run, "synthesize", rows, "task_verdict", 95.0)
     train = empty_run.stage("train")
     train.begin({"x": 1})
-    losses = [{"step": i + 1, "loss": 3 * math.exp(-i / 40) + 0.5 + 0.1 * math.sin(i), "lr": 1e-3} for i in range(160)]
+    losses = [_loss(i) for i in range(160)]
     shares = {
         "both": {"requested": 0.65, "realised": 0.66, "count": 152},
         "untasked": {"requested": 0.35, "realised": 0.34, "count": 78},
     }
     part = {"part": "language_model", "parameters": 1_200_000, "trainable": 1_200_000, "learning_rate": 2e-5}
     extra = {"losses": losses, "parts": [part], "shares": shares, "model": "train/model"}
+    extra["speed"] = {"examples_per_second": 12.34, "tokens_per_second": 34567.8, "padding": 0.071, "data_wait": 0.004}
+    extra["speed"] |= {"seconds": 120.0, "inputs": 4_000_000, "flops": 1e15, "mfu": 0.412}
     train.finish(rows_in=240, verdicts={"ok": 230, "image_missing": 10}, extra=extra, seconds=140)
     evaluate = empty_run.stage("evaluate")
     evaluate.begin({"x": 1})

@@ -54,8 +54,10 @@ def test_page_says_what_happened(config, full_run):
     text = " ".join("".join(_Page(_build(config, full_run)).text).split())
     assert "Post-training helped" in text
     assert "base model right" in text
-    for heading in ("Scores", "Where the rows went", "Training loss", "Mixture", "Records", "Verdicts", "Stages"):
+    for heading in ("Scores", "Where the rows went", "Training", "Mixture", "Records", "Verdicts", "Stages"):
         assert heading in text
+    for words in ("loss, nats per token", "gradient norm", "replay: general", "MFU", "41.2 %", "12.3", "What trained"):
+        assert words in text
     assert "judged inconsistent" in text
     assert "image missing" in text
 
@@ -82,7 +84,27 @@ def test_report_of_a_run_that_was_not_evaluated(config, full_run):
     html = _build(config, full_run)
     assert "Not evaluated yet" in html
     assert "Where the rows went" in html
-    assert "Training loss" not in html
+    assert "<h2>Training</h2>" not in html
+
+
+def test_report_of_a_training_before_speeds_and_kinds_were_kept(config, full_run):
+    train = full_run.stage("train")
+    extra = train.manifest().extra
+    del extra["speed"]
+    extra["losses"] = [{key: entry[key] for key in ("step", "loss", "lr")} for entry in extra["losses"]]
+    train.finish(rows_in=240, verdicts={"ok": 230, "image_missing": 10}, extra=extra, seconds=140)
+    html = _build(config, full_run)
+    assert "learning rate" in html
+    assert "gradient norm" not in html
+    assert "tokens/s" not in html
+
+
+def test_a_long_run_makes_no_long_page(config, full_run):
+    from adamllm_ray.report.plots import loss_curve
+
+    losses = full_run.stage("train").manifest().extra["losses"]
+    long = [entry | {"step": step} for step, entry in enumerate(losses * 100)]
+    assert len(loss_curve(long)) < 150_000
 
 
 @pytest.mark.parametrize("missing", ["majority", "colour"])
