@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ADAMLLM = [sys.executable, "-m", "adamllm_ray.cli"]
-VERBS = ["run", "ingest", "synthesize", "train", "evaluate", "report", "status", "verify", "config", "plan", "redrive"]
+VERBS = "run ingest synthesize train evaluate report status verify config plan redrive push".split()  # noqa: SIM905
 
 
 def adamllm(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -64,6 +64,7 @@ def test_wrong_key_exits_2_and_names_the_nearest(config):
         (["synthesise"], "No such command"),
         (["config"], "--schema"),
         (["redrive", "my.yaml"], "--verdict"),
+        (["push", "my.yaml"], "--repo"),
     ],
 )
 def test_usage_errors_exit_2(arguments, words):
