@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["tiny_vlm", "tiny_qwen"])
+@pytest.fixture(scope="module", params=["tiny_vlm", "tiny_qwen", "tiny_idefics"])
 def folder(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
@@ -69,7 +69,7 @@ def _counted(model: Any, batch: Batch) -> float:
         torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), labels[:, columns].flatten(), ignore_index=IGNORE
         ).backward()
-    last = next((name for name in counter.get_flop_counts() if name.endswith(".layers.2")), None)
+    last = next((name for name in counter.get_flop_counts() if name.endswith(".layers.2") and "tower" in name), None)
     unused = sum(counter.get_flop_counts()[last].values()) if last else 0
     return counter.get_total_flops() - unused
 
