@@ -230,8 +230,10 @@ def speed(reports: list[dict[str, Any]]) -> dict[str, float | None]:
     """Throughput over the steps: medians of rates per second, shares of the whole, FLOPs and seconds in all.
 
     ``seconds`` is time in steps (waiting for data included), so neither start nor checkpoints nor steps that a death
-    took back.
+    took back. Empty for no reports.
     """
+    if not reports:
+        return {}
     seconds = [report["seconds"] + report["waited"] for report in reports]
     inputs = sum(report["inputs"] for report in reports)
     positions = sum(report["inputs"] / (1 - report["padding"]) for report in reports)
