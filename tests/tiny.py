@@ -21,6 +21,7 @@ def tiny_qwen2_vl(tokenizer: Any, folder: Path) -> Path:
     from adamllm_ray.pocket.architecture import BOS, EOS, IMAGE, PAD
 
     torch.manual_seed(0)
+    tokenizer.add_tokens(["<|vision_start|>", "<|video_pad|>"], special_tokens=True)  # vLLM looks for the latter
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -35,7 +36,7 @@ def tiny_qwen2_vl(tokenizer: Any, folder: Path) -> Path:
         "pad_token_id": PAD,
     }
     vision = {"depth": 2, "embed_dim": 64, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-    unused = {"video_token_id": len(tokenizer) + 1, "vision_start_token_id": len(tokenizer) + 2}
+    unused = {"video_token_id": len(tokenizer) - 1, "vision_start_token_id": len(tokenizer) - 2}
     config = Qwen2VLConfig(
         text_config=text, vision_config=vision, image_token_id=IMAGE, tie_word_embeddings=False, **unused
     )
