@@ -74,6 +74,8 @@ _FREE = {
     "peak_tflops",
 }
 
+_FREE_INSIDE: Any = {part: {"gradient_checkpointing"} for part in ("language_model", "vision_tower")}
+
 
 def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
     """Post-train ``models.base`` on the synthesized records and export it to ``train/model``.
@@ -114,7 +116,7 @@ def fingerprint(config: RunConfig, synthesized: Manifest, base: str) -> dict[str
         "synthesize": synthesized.identity,
         "model": model_fingerprint(base),
         "mixture": config.mixture.model_dump(mode="json"),
-        "training": config.training.model_dump(mode="json", exclude=_FREE),
+        "training": config.training.model_dump(mode="json", exclude=dict.fromkeys(_FREE, True) | _FREE_INSIDE),
         "seed": config.run.seed,
         "code": code_version(
             "adamllm_ray.data.draws", "adamllm_ray.models.chat", "adamllm_ray.models.families", *modules
