@@ -20,13 +20,10 @@ TINY_TEXTS = [
 @pytest.fixture(scope="session")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a LLaVA-NeXT with random weights (0.3 M parameters): right in form, meaningless in content."""
-    from adamllm_ray.models.checkpoint import export_model
-    from adamllm_ray.pocket.architecture import Size, build_processor, build_tokenizer, build_vlm
+    from adamllm_ray.pocket.architecture import build_tokenizer
+    from tests.tiny import tiny_llava_next
 
-    size = Size(hidden=64, layers=2, mlp=128, vision_hidden=64, vision_layers=3)
-    tokenizer = build_tokenizer(TINY_TEXTS, 600)
-    folder = tmp_path_factory.mktemp("tiny") / "vlm"
-    return export_model(build_vlm(len(tokenizer), size), build_processor(tokenizer, size), folder)
+    return tiny_llava_next(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "vlm")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,18 @@
-"""Folders of tiny models with random weights, of families other than the pocket models'."""
+"""Folders of tiny models with random weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+
+def tiny_llava_next(tokenizer: Any, folder: Path) -> Path:
+    """LLaVA-NeXT with 0.3 M parameters. ``tokenizer``: the pocket tokenizer."""
+    from adamllm_ray.models.checkpoint import export_model
+    from adamllm_ray.pocket.architecture import Size, build_processor, build_vlm
+
+    size = Size(hidden=64, layers=2, mlp=128, vision_hidden=64, vision_layers=3)
+    return export_model(build_vlm(len(tokenizer), size), build_processor(tokenizer, size), folder)
 
 
 def tiny_qwen2_vl(tokenizer: Any, folder: Path) -> Path:

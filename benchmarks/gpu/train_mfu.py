@@ -151,7 +151,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def settings(options: argparse.Namespace, plan: Plan) -> Any:
     """The training section: `TrainingSection`, or without pydantic an object that answers None to what is not here."""
     part = {"train": True, "learning_rate": None, "weight_decay": None}
+    layers = part | {"gradient_checkpointing": options.checkpointing}
     lora = "lora" in options.part
+    adapters: dict[str, Any] = {"rank": 16, "alpha": 32.0, "dropout": 0.0, "modules_to_save": []}
+    adapters["targets"] = {"language_model": LORA_TARGETS, "projector": [], "vision_tower": []}
     tree: dict[str, Any] = {
         "global_batch": plan.batch,
         "micro_batch": 1,
@@ -170,12 +173,10 @@ def settings(options: argparse.Namespace, plan: Plan) -> Any:
         "precision": "fp32" if options.tiny else "bf16",
         "zero_stage": 1,
         "deepspeed": {},
-        "language_model": part,
+        "language_model": layers,
         "projector": part | {"train": not lora},
-        "vision_tower": part | {"train": not lora},
-        "lora": {"rank": 16, "alpha": 32.0, "dropout": 0.0, "targets": {"language_model": LORA_TARGETS}}
-        if lora
-        else None,
+        "vision_tower": layers | {"train": not lora},
+        "lora": adapters if lora else None,
     }
     try:
         from adamllm_ray.config import TrainingSection
@@ -192,8 +193,9 @@ class _Loose(SimpleNamespace):
 
     @classmethod
     def of(cls, tree: dict[str, Any]) -> _Loose:
-        apart = {"language_model", "projector", "vision_tower", "lora"}
-        return cls(**{key: cls(**value) if key in apart and value else value for key, value in tree.items()})
+        return cls(
+            **{key: cls.of(value) if isinstance(value, dict) and value else value for key, value in tree.items()}
+        )
 
 
 class _Limits:
@@ -226,8 +228,6 @@ def build(config: Any, options: argparse.Namespace, section: Any) -> Any:
     dtype = torch.bfloat16 if section.precision == "bf16" else torch.float32
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype, attn_implementation=options.attention)
-    if options.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 

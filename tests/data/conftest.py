@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
+@contextmanager
+def local_bucket() -> Iterator[Any]:
     """A bucket on a local S3 server that the environment points at."""
     import boto3
     from moto.server import ThreadedMotoServer
@@ -33,3 +34,10 @@ def bucket() -> Iterator[Any]:
     server.stop()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """`local_bucket` for a module's tests."""
+    with local_bucket() as made:
+        yield made
