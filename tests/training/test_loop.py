@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adamllm_ray.config import TrainingSection
-from adamllm_ray.training.loop import schedule_factor
+from adamllm_ray.training.collate import Batch
+from adamllm_ray.training.engines import PlainEngine
+from adamllm_ray.training.loop import LossNotFinite, StepLoop, schedule_factor
 from adamllm_ray.training.reshard import to_universal
 
 pytestmark = pytest.mark.slow
@@ -78,6 +82,60 @@ def test_packed_and_budgeted_steps_agree_too(one: dict[str, Any], tiny_vlm: Path
     alone = run(tiny_vlm, tmp_path, 1, start=2, universal=True, token_budget=256, max_length=256, zero_stage=2)
     assert alone["losses"] == pytest.approx(one["losses"][2:], rel=2e-5)
     assert alone["total"] == pytest.approx(one["total"], rel=1e-5)
+
+
+class Given:
+    """Batches as they are given: one micro-batch per weight, on which the model below answers with ``loss``."""
+
+    def __init__(self, *steps: list[tuple[float, float]]) -> None:
+        self.given, self.steps = steps, len(steps)
+
+    def load(self, step: int) -> list[Batch]:
+        return [Batch({"loss": torch.tensor(loss)}, weight, ["a"] * bool(weight)) for loss, weight in self.given[step]]
+
+
+class Answering(torch.nn.Module):
+    """Its loss is its one weight times what the batch says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, loss: torch.Tensor) -> Any:
+        return type("Output", (), {"loss": self.weight * loss})
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ([(1.0, 4.0), (math.nan, 4.0)], "step 2: the loss is nan"),
+        ([(math.inf, 4.0)], "step 2: the loss is inf"),
+        ([(1.0, 0.0), (1.0, 0.0)], "step 2: no token of the global batch carries loss"),  # all labels masked
+        ([], "step 2: no token of the global batch carries loss"),  # nothing at all
+    ],
+)
+def test_no_step_is_taken_on_a_loss_that_is_none(step: list[tuple[float, float]], words: str) -> None:
+    """Reliability test 48: it stops, says where, and has not touched the weights with that step."""
+    section = TrainingSection.model_validate({"global_batch": 8, "precision": "fp32", "learning_rate": 0.1})
+    model = Answering()
+    loop = StepLoop(model, section, steps=3, engine=PlainEngine)
+    reached: list[tuple[int, float]] = []
+    with pytest.raises(LossNotFinite, match=words):
+        loop.run(
+            Given([(1.0, 4.0)], step, [(1.0, 4.0)]),
+            on_step=lambda report: reached.append((report.step, model.weight.item())),
+        )
+    assert [number for number, _ in reached] == [1]
+    assert model.weight.item() == reached[0][1] != 1.0
+
+
+def test_a_micro_batch_without_labels_counts_for_nothing() -> None:
+    section = TrainingSection.model_validate({"global_batch": 8, "precision": "fp32", "learning_rate": 0.1})
+    losses = [
+        StepLoop(Answering(), section, steps=2, engine=PlainEngine).run(Given(*[[(2.0, 4.0), *filler]] * 2))
+        for filler in ([], [(9.0, 0.0)])
+    ]
+    assert [report.loss for report in losses[0]] == [report.loss for report in losses[1]]
 
 
 def test_schedule() -> None:
