@@ -40,13 +40,17 @@ SECTION = {
 FROZEN = {"projector": {"train": False}, "vision_tower": {"train": False}}
 LORA = {"rank": 8, "alpha": 16.0, "targets": {"language_model": ["q_proj", "k_proj", "v_proj", "o_proj"]}}
 PACKED = {"token_budget": 1024, "max_length": 512, "packing": True}
+SHARDED = {  # without the threshold, DeepSpeed keeps all of so small a model whole
+    "zero_stage": 3,
+    "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": 0}},
+}
 ARMS: dict[str, tuple[int, dict[str, Any]]] = {  # ours: ranks, settings
     "ours": (1, {}),
     "zero_1": (2, {"zero_stage": 1}),
     "zero_2": (2, {"zero_stage": 2}),
-    "zero_3": (2, {"zero_stage": 3}),
+    "zero_3": (2, SHARDED),
     "packed": (1, PACKED),
-    "packed_zero_3": (2, PACKED | {"zero_stage": 3}),
+    "packed_zero_3": (2, PACKED | SHARDED),
     "ours_lora": (1, {"lora": LORA} | FROZEN),
 }
 THEIRS = {"trl": False, "trl_lora": True}

@@ -134,6 +134,7 @@ def check(config: RunConfig) -> None:
     """
     from adamllm_ray.models import fetch
 
+    require(config)
     if not fetch.is_remote(config.models.base):
         _checked(config, resolve_model(config.models.base))
 
