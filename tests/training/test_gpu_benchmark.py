@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ALONE = """
 import runpy, sys
-for name in ("ray", "vllm", "deepspeed", "pydantic", "pyarrow", "boto3", "peft"):
+for name in ("ray", "vllm", "deepspeed", "pydantic", "pyarrow", "boto3", "peft", "mistral_common"):
     sys.modules[name] = None  # an import of it raises ImportError
 sys.argv = ["train_mfu.py", "--tiny", "--steps", "2", "--part", sys.argv[1]]
 runpy.run_path("benchmarks/gpu/train_mfu.py", run_name="__main__")
