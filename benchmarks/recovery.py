@@ -107,7 +107,7 @@ def account(run: RunFolder) -> dict[str, int]:
 BELOW: dict[str, Callable[[Job], None]] = {
     "actor": lambda job: slay(job.pids("synthesizer")[:1]),
     "all_actors": lambda job: slay(job.pids("synthesizer") + job.pids("judge")),
-    "engine_child": lambda job: slay(job.pids("child")[:1]),
+    "engine_child": lambda job: slay(job.pids("synthesizer_child")[:1]),
     "raylet": lambda job: slay([raylet_of(job.pids("synthesizer")[0])]),
 }
 

@@ -107,7 +107,7 @@ class Job:
         return len(asked) - len(set(asked))
 
     def pids(self, role: str) -> list[int]:
-        """Living ``synthesizer``, ``judge`` or ``child`` processes, oldest first."""
+        """Living ``synthesizer``, ``judge`` or ``synthesizer_child`` processes, oldest first."""
         return processes(self.maker.log, role)
 
     def replaced_after(self, death: Death) -> float:

@@ -91,7 +91,7 @@ class FakeEngine:
     def _start_child(self) -> None:
         """`cat` ends with its parent, as vLLM's core does; and this process ends with it, as ours does."""
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        (self.log / f"child-{child.pid}").touch()
+        (self.log / f"{self.role}_child-{child.pid}").touch()
 
         def watch() -> None:
             child.wait()
@@ -116,7 +116,7 @@ def asked_rows(log: str) -> list[str]:
 
 
 def processes(log: str, role: str) -> list[int]:
-    """Process ids of the living ``synthesizer``, ``judge`` or ``child`` processes, oldest first."""
+    """Process ids of the living ``synthesizer``, ``judge`` or ``synthesizer_child`` processes, oldest first."""
     files = sorted(Path(log).glob(f"{role}-*"), key=lambda file: file.stat().st_ctime)
     found = [int(file.name.rpartition("-")[2]) for file in files]
     return [pid for pid in found if Path(f"/proc/{pid}").exists()]

@@ -52,7 +52,7 @@ def test_replicas_and_engine_children_die(job: Callable[..., Job]) -> None:
     manifest = work.go(
         (0.1, lambda: slay(work.pids("synthesizer")[:1])),
         (0.35, lambda: slay(work.pids("synthesizer") + work.pids("judge"))),
-        (0.6, lambda: slay(work.pids("child")[-1:])),
+        (0.6, lambda: slay(work.pids("synthesizer_child")[-1:])),
     )
     assert work.asked_twice() <= 2 * IN_FLIGHT
     assert manifest.extra["content"] == undisturbed(work)
