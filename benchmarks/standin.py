@@ -92,9 +92,9 @@ class Standin:
             await asyncio.sleep(seconds)
             self.usage.change(-1)
         if self.images:
-            return Completion(request.id, list(self.task), "stand-in", "stop")
+            return Completion(request.id, list(self.task), "stop")
         yes, *others = sampling.allowed_token_ids or ()
-        return Completion(request.id, [yes], " Yes", "length", {yes: -0.1, **dict.fromkeys(others, -3.0)})
+        return Completion(request.id, [yes], "length", {yes: -0.1, **dict.fromkeys(others, -3.0)})
 
 
 @dataclass

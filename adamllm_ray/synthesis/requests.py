@@ -63,7 +63,6 @@ class Completion:
 
     id: str
     token_ids: list[int] = field(default_factory=list)
-    text: str = ""
     finish_reason: str = ""
     logprobs: dict[int, float] = field(default_factory=dict)
     error: str | None = None

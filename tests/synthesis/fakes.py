@@ -84,9 +84,9 @@ class FakeEngine:
     def _answer(self, request: Request, sampling: SamplingSpec) -> Completion:
         if self.chat is not None:
             task = task_response(self.chat, crc32(request.id.encode()) % 50)
-            return Completion(request.id, list(task), "fake", "stop")
+            return Completion(request.id, list(task), "stop")
         yes, *others = sampling.allowed_token_ids or ()
-        return Completion(request.id, [yes], " Yes", "length", {yes: -0.1, **dict.fromkeys(others, -3.0)})
+        return Completion(request.id, [yes], "length", {yes: -0.1, **dict.fromkeys(others, -3.0)})
 
     def _start_child(self) -> None:
         """`cat` ends with its parent, as vLLM's core does; and this process ends with it, as ours does."""

@@ -84,9 +84,9 @@ def answering(monkeypatch: pytest.MonkeyPatch, make: Any) -> None:
     [
         (Completion("", error="VLLMValidationError: longer than the maximum model length of 9"), "prompt_too_long"),
         (Completion("", error="EngineGenerateError: "), "engine_error"),
-        (Completion("", [], "", "stop"), "response_empty"),
-        (Completion("", [300, 301], "x", "length"), "response_truncated"),
-        (Completion("", [300, 301], "x", "stop"), "response_unparsable"),
+        (Completion("", [], "stop"), "response_empty"),
+        (Completion("", [300, 301], "length"), "response_truncated"),
+        (Completion("", [300, 301], "stop"), "response_unparsable"),
     ],
 )
 def test_what_the_engine_says_becomes_a_verdict(
@@ -101,7 +101,7 @@ def test_what_the_engine_says_becomes_a_verdict(
 def test_an_engine_that_loses_or_doubles_a_row_stops_the_job(
     synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answering(monkeypatch, lambda name: Completion("a", [], "", "stop"))
+    answering(monkeypatch, lambda name: Completion("a", [], "stop"))
     with pytest.raises(RowAccountingError, match="nobody asked for"):
         asyncio.run(synthesizer(batch(a={}, b={})))
 

@@ -64,7 +64,7 @@ class Script:
                 return [script.judge(request.id, spec, sure) for request in requests]
             script.specs |= {request.id: request.sampling or spec for request in requests}
             good = list(task_response(fake.chat)) if fake.chat else []
-            return [Completion(one.id, good if one.id in readable else [300, 301], "", "stop") for one in requests]
+            return [Completion(one.id, good if one.id in readable else [300, 301], "stop") for one in requests]
 
         monkeypatch.setattr(FakeEngine, "generate", generate)
 
@@ -75,7 +75,7 @@ class Script:
         yes, no, other = spec.allowed_token_ids or ()
         chance = sure[name]
         logs = {yes: math.log(chance), no: math.log(1 - chance), other: -99.0}
-        return Completion(name, [yes], "", "length", logs)
+        return Completion(name, [yes], "length", logs)
 
 
 def graph(folder: Path, vlm: Path, judge: Path, rows: Any, **synthesis: object) -> list[dict[str, Any]]:

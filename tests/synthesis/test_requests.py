@@ -13,9 +13,9 @@ REQUESTS = [Request(str(number), [1]) for number in range(30)]
 def test_completions_come_back_in_the_order_of_the_requests() -> None:
     shuffled = random.Random(0)
     for _ in range(1000):
-        answers = [Completion(request.id, text=request.id) for request in REQUESTS]
+        answers = [Completion(request.id, finish_reason=request.id) for request in REQUESTS]
         shuffled.shuffle(answers)
-        assert [answer.text for answer in match_completions(REQUESTS, answers)] == [one.id for one in REQUESTS]
+        assert [answer.finish_reason for answer in match_completions(REQUESTS, answers)] == [one.id for one in REQUESTS]
 
 
 @pytest.mark.parametrize(
