@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 EngineMaker = Callable[[str, "EngineSection", bool], TextEngine]
 AHEAD = 1.5  # rows decoded or at the engine, per slot of the engine
-PREPARED = 32  # rows decoded in one go: each trip to another thread waits for the GIL, which the engine often holds
+# rows decoded in one go, if the engine has so many slots: each trip to another thread waits for the GIL
+PREPARED = 32
 ENOUGH_ROWS = 200  # before this many, a share of failures says little
 
 
@@ -85,7 +86,9 @@ class Synthesizer:
         self.chat = load_chat(self.model)
         self.parser = TripletParser(self.chat)
         self.engine = self.engine_maker(self.model, self.settings.engine, True)
-        self.turns = asyncio.Semaphore(PREPARED + math.ceil(AHEAD * self.settings.engine.slots))
+        slots = self.settings.engine.slots
+        self.prepared = min(PREPARED, slots)
+        self.turns = asyncio.Semaphore(self.prepared + math.ceil(AHEAD * slots))
         self.entry = asyncio.Lock()
         self.ceiling = FailureCeiling(self.settings.max_failed_share)
         self.sampling = SamplingSpec(
@@ -96,7 +99,7 @@ class Synthesizer:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Add the synthesis columns; rows that are ready for the judge have no ``task_verdict`` yet."""
         rows: list[Row] = batch.select(["id", "image", "caption", "verdict"]).to_pylist()
-        parts = [rows[start : start + PREPARED] for start in range(0, len(rows), PREPARED)]
+        parts = [rows[start : start + self.prepared] for start in range(0, len(rows), self.prepared)]
         results = [row for part in await asyncio.gather(*map(self._part, parts)) for row in part]
         verdicts = [result.get("task_verdict") for result, row in zip(results, rows, strict=True) if _usable(row)]
         self.ceiling.count(verdicts)

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {
     "rows_per_block": BLOCK,
     "engine": {"max_num_seqs": 5, "replicas": 2, "cpus_per_replica": 0.5},
 }
-IN_FLIGHT = 2 * 5 * BLOCK  # rows at all synthesizers together: 2 replicas that work on 5 blocks each
+IN_FLIGHT = 2 * 3 * BLOCK  # 2 replicas; the 13 rows whose turn it is at one of them are of 3 blocks at most
 IN_FLIGHT_EVERYWHERE = BLOCK * (14 + 4 + 2)  # in work or waiting at the synthesizers and at the judge; being written
 
 
