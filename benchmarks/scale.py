@@ -37,6 +37,9 @@ from benchmarks.standin import Gate, Speed, StandinMaker
 from tests.synthesis.lives import short_folder
 
 NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 64, 2.0, 10
+# idle worker processes that a node may keep. Ray's default is its number of CPUs, and these nodes have two: their tasks
+# would each wait for a new Python, which is 2 s of work on this machine and nothing on a node with 16 CPUs
+IDLE_WORKERS = "16"
 FIXED = Speed(step_s=8.0, median_tokens=1, sigma=0.0, prepare_s=0.0, judge_s=0.1)  # 8 rows/s with 64 slots
 QUICK = Speed(step_s=0.2, median_tokens=1, sigma=0.0, prepare_s=0.0, judge_s=0.05)  # 320 rows/s
 
@@ -227,6 +230,7 @@ def cluster(nodes: int) -> Iterator[str]:
     prepare_environment()
     with short_folder() as folder:
         os.environ["RAY_TMPDIR"] = str(folder)
+        os.environ["RAY_num_workers_soft_limit"] = IDLE_WORKERS  # noqa: SIM112 - that is its name
         memory = {"object_store_memory": 200 << 20}
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
         try:

@@ -29,6 +29,8 @@ from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec
 
+REPORT_S = 0.2
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -71,6 +73,8 @@ class Standin:
         self.usage = Usage("synthesizer" if images else "judge", slots)
         self.file = self.gate.join(self.usage.role)
         self._slots: asyncio.Semaphore | None = None
+        self._later: asyncio.Future[None] | None = None
+        self._reported = 0.0
 
     async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
         """One completion per request, after as long as a replica of this speed would take."""
@@ -78,8 +82,23 @@ class Standin:
             self._slots, self._cpu = asyncio.Semaphore(self.width), asyncio.Lock()
         await self.gate.opened()
         done = await asyncio.gather(*(self._one(request, sampling) for request in requests))
-        self.file.write_text(json.dumps(self.usage.report()), "utf-8")
+        if time.monotonic() - self._reported > REPORT_S:
+            self._report()
+        elif self._later is None or self._later.done():
+            self._later = asyncio.ensure_future(self._report_later())
         return done
+
+    async def _report_later(self) -> None:
+        """There may be hundreds of rows a second."""
+        await asyncio.sleep(REPORT_S)
+        self._report()
+
+    def _report(self) -> None:
+        """Whole or not at all: replicas are killed."""
+        self._reported = time.monotonic()
+        passing = self.file.with_suffix(".tmp")
+        passing.write_text(json.dumps(self.usage.report()), "utf-8")
+        passing.replace(self.file)
 
     async def _one(self, request: Request, sampling: SamplingSpec) -> Completion:
         if self.images and self.speed.prepare_s:
