@@ -7,7 +7,7 @@ otherwise one after the other. A question that cannot be asked passes through wi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,36 +20,20 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ImageRefused
+from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, ROWS_PER_CALL, QuestionGroup
 from adamllm_ray.evaluation.tasks import QUESTION_SCHEMA
 from adamllm_ray.models.chat import Turn
 from adamllm_ray.models.checkpoint import resolve_model
 from adamllm_ray.ray_runtime import own_error
-from adamllm_ray.synthesis.actors import load_chat
-from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec
+from adamllm_ray.synthesis.actors import EngineMaker, load_chat, start_engine
 from adamllm_ray.synthesis.pools import Pool, fit_pools
+from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec
 
 if TYPE_CHECKING:
     import ray.data
 
-ROWS_PER_FILE = 128  # of the questions: what a replica takes at once
-
 Row = dict[str, Any]
 
-ANSWER_SCHEMA = pa.schema(
-    [
-        pa.field("question_id", pa.string(), nullable=False),
-        pa.field("model", pa.string(), nullable=False),
-        pa.field("type", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("choices", pa.list_(pa.string())),
-        pa.field("prediction", pa.string(), nullable=False),
-        pa.field("finish_reason", pa.string()),
-        pa.field("verdict", pa.string(), nullable=False),
-        pa.field("verdict_detail", pa.string()),
-    ]
-)
 _COPIED = ("type", "kind", "question", "answer", "choices")
 
 
@@ -62,9 +46,20 @@ class Contestant:
 
 
 def answer(
-    questions: Sequence[str], contestants: Sequence[Contestant], config: RunConfig
+    groups: Sequence[QuestionGroup],
+    settled: Mapping[str, Collection[str]],
+    contestants: Sequence[Contestant],
+    config: RunConfig,
+    engine_maker: EngineMaker = start_engine,
 ) -> Iterator[tuple[str, pa.Table]]:
-    """Ask every contestant the questions in these Parquet files (paths or s3:// URIs). Needs a Ray connection.
+    """Ask every contestant the questions in these row groups. Needs a Ray connection.
+
+    Args:
+        groups: where the questions are.
+        settled: per contestant the ids of questions that it need not be asked.
+        contestants: at least one.
+        config: of the run.
+        engine_maker: makes a replica's engine.
 
     Yields (contestant's name, rows of ANSWER_SCHEMA) as the answers come, in no particular order.
 
@@ -72,32 +67,54 @@ def answer(
         ConfigError: not even one contestant's replicas fit into the cluster; says what is missing.
         ModelError: an engine cannot run its model.
     """
-    for group in _rounds(contestants, config.evaluation.engine):
-        branches = [_branch(questions, contestant, pool, config) for contestant, pool in group]
+    for round_ in _rounds(contestants, config.evaluation.engine):
+        branches = []
+        for one, pool in round_:
+            work = list(_work(groups, settled.get(one.name, ())))
+            if work:
+                branches.append(_branch(work, one, pool, config, engine_maker))
+        if not branches:
+            continue
         graph = branches[0].union(*branches[1:]) if branches[1:] else branches[0]
         for batch in _batches(graph):
             for name in batch.column("model").unique().to_pylist():
                 yield name, batch.filter(pc.field("model") == name).cast(ANSWER_SCHEMA)
 
 
+def _work(groups: Iterable[QuestionGroup], settled: Collection[str]) -> Iterator[pa.Table]:
+    """One block per row group, holding only where it is: the replica reads it, so nothing waits for read tasks."""
+    for one in groups:
+        skip = [name for name in one.ids if name in settled]
+        if len(skip) < len(one.ids):
+            yield pa.table(
+                {
+                    "file": [one.file],
+                    "group": [one.group],
+                    "skip": pa.array([skip], pa.list_(pa.string())),
+                }
+            )
+
+
 def _rounds(contestants: Sequence[Contestant], engine: EngineSection) -> Iterator[list[tuple[Contestant, Row]]]:
     """Contestants that run at the same time, each with its pool: all of them if they fit, else one by one."""
     try:
-        pools = fit_pools({f"evaluation of {one.name}": Pool(engine, ROWS_PER_FILE) for one in contestants})
+        pools = fit_pools({f"evaluation of {one.name}": Pool(engine, ROWS_PER_CALL) for one in contestants})
     except ConfigError:
-        [pool] = fit_pools({"evaluation": Pool(engine, ROWS_PER_FILE)})
+        [pool] = fit_pools({"evaluation": Pool(engine, ROWS_PER_CALL)})
         yield from ([(one, pool)] for one in contestants)
         return
     yield list(zip(contestants, pools, strict=True))
 
 
-def _branch(questions: Sequence[str], contestant: Contestant, pool: Row, config: RunConfig) -> ray.data.Dataset:
-    """One block per file, holding only its path: the replica reads the file, so nothing waits for read tasks."""
+def _branch(
+    work: list[pa.Table], contestant: Contestant, pool: Row, config: RunConfig, engine_maker: EngineMaker
+) -> ray.data.Dataset:
     import ray.data
 
-    return ray.data.from_arrow([pa.table({"file": [file]}) for file in questions]).map_batches(
+    settings = (config.evaluation, config.data.images, config.run.s3)
+    return ray.data.from_arrow(work).map_batches(
         Answerer,
-        fn_constructor_args=(contestant, config.evaluation, config.data.images, config.run.seed, config.run.s3),
+        fn_constructor_args=(contestant, *settings, engine_maker),
         batch_size=1,
         batch_format="pyarrow",
         **pool,
@@ -118,17 +135,22 @@ class Answerer:
     """One vLLM replica of one contestant, as Ray Data's batch function."""
 
     def __init__(
-        self, contestant: Contestant, section: EvaluationSection, limits: ImageLimits, seed: int, s3: S3Section
+        self,
+        contestant: Contestant,
+        section: EvaluationSection,
+        limits: ImageLimits,
+        s3: S3Section,
+        engine_maker: EngineMaker,
     ) -> None:
         folder = resolve_model(contestant.folder, s3)  # here, because each node has its own disk
         self._name, self._limits, self._s3 = contestant.name, limits, s3
         self._chat = load_chat(folder)
-        self._engine = Engine(folder, section.engine, images=True, seed=seed)
+        self._engine = engine_maker(folder, section.engine, True)
         self._sampling = SamplingSpec(section.max_new_tokens, stop_token_ids=tuple(self._chat.stop_ids))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Files of QUESTION_SCHEMA in, rows of ANSWER_SCHEMA out."""
-        rows = await asyncio.to_thread(_read_rows, batch.column("file").to_pylist(), self._s3)
+        """Places of questions in (see `_work`), rows of ANSWER_SCHEMA out."""
+        rows = await asyncio.to_thread(lambda: [row for one in batch.to_pylist() for row in _read_rows(one, self._s3)])
         answers = {row["id"]: self._blank(row) for row in rows}
         requests = await asyncio.to_thread(self._requests, rows, answers)  # decoding frees the GIL
         for completion in await self._engine.generate(requests, self._sampling) if requests else []:
@@ -162,9 +184,7 @@ class Answerer:
         return {"prediction": text, "finish_reason": completion.finish_reason}
 
 
-def _read_rows(files: Sequence[str], s3: S3Section) -> list[Row]:
-    rows: list[Row] = []
-    for file in files:
-        place = storage.resolve(file, s3)
-        rows += pq.read_table(place.path, filesystem=place.fs, schema=QUESTION_SCHEMA).to_pylist()
-    return rows
+def _read_rows(work: Row, s3: S3Section) -> list[Row]:
+    place, skip = storage.resolve(work["file"], s3), set(work["skip"])
+    group = pq.ParquetFile(place.path, filesystem=place.fs).read_row_group(work["group"])
+    return [row for row in group.cast(QUESTION_SCHEMA).to_pylist() if row["id"] not in skip]

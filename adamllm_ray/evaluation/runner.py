@@ -2,45 +2,39 @@
 
     adamllm evaluate CONFIG                    or    adamllm run CONFIG
 
-::
-
-    evaluate/
-    ├── questions/part-*.parquet     QUESTION_SCHEMA, images included: what was asked, whatever becomes of the source
-    ├── answers/<model>.parquet      one per finished model: a resumed run does not ask it again
-    └── data/predictions.parquet     one row per (model, question), scored
+What is asked and answered is kept as it comes (stores.py), so a run that was killed asks only what it did not know
+yet. ``data/predictions.parquet`` has one row per (model, question), scored.
 
 Rows in are questions x models. The scores, with intervals and baselines, are in the manifest's ``extra["scores"]``.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from adamllm_ray import progress
 from adamllm_ray.config import RunConfig, S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.data.images import decode
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
+from adamllm_ray.data.manifest import Manifest, code_version
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ModelError, RowAccountingError, SourceError, TooManyFailures
-from adamllm_ray.evaluation.answers import ANSWER_SCHEMA, ROWS_PER_FILE, Contestant, answer
+from adamllm_ray.evaluation.answers import Contestant, answer
 from adamllm_ray.evaluation.baselines import Baseline, colour, majority
 from adamllm_ray.evaluation.metrics import Score, score
 from adamllm_ray.evaluation.scores import summarise
-from adamllm_ray.evaluation.tasks import QUESTION_SCHEMA, Question, load_questions
+from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore, QuestionStore, write_table
+from adamllm_ray.evaluation.tasks import load_questions
 from adamllm_ray.models.card import refresh_card
 from adamllm_ray.ray_runtime import ray_session
+from adamllm_ray.synthesis.actors import EngineMaker, start_engine
 
 STAGE = "evaluate"
 MAX_REFUSED_SHARE = 0.05  # of a model's questions that its engine may refuse before the figures mean nothing
@@ -56,8 +50,16 @@ PREDICTION_SCHEMA = pa.schema(
 )
 
 
-def evaluate(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
+def evaluate(
+    config: RunConfig, run: RunFolder, *, force_new: bool = False, engine_maker: EngineMaker = start_engine
+) -> Manifest:
     """Score the base model and ``train/model`` on ``evaluation.task``. Connects to Ray, or starts a local one.
+
+    Args:
+        config: the run's configuration.
+        run: its folder, with a finished train stage.
+        force_new: throw away what is there of this stage.
+        engine_maker: makes a replica's engine; vLLM unless a test says otherwise.
 
     Raises:
         ConfigError: ``evaluation.task`` is empty.
@@ -75,18 +77,24 @@ def evaluate(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> M
         if finished is not None:
             refresh_card(config, run)
             return finished
-    total = _store_questions(stage, config)
-    _ask(stage, contestants, config, total)
-    predictions = [row for one in contestants for row in _scored(_answers(stage, one.name), one.name, total)]
+    questions = QuestionStore(stage)
+    total, usable = questions.fill(load_questions(config.evaluation, config.run.seed, config.data.s3))
+    if not usable:
+        raise SourceError(
+            f"evaluation.task: {config.evaluation.task} holds no question that can be asked ({total} rows)"
+        )
+    stores = {one.name: AnswerStore(stage, one.name) for one in contestants}
+    _ask(questions, stores, contestants, config, total, engine_maker)
+    predictions = [row for name, store in stores.items() for row in _scored(store.rows(), name, total)]
     scored = {row["question_id"] for row in predictions if row["score"] is not None}
     scores = summarise(
         predictions,
-        _baselines(stage, config, scored),
+        _baselines(questions, config, scored),
         samples=config.evaluation.bootstrap_samples,
         seed=config.run.seed,
     )
     table = pa.Table.from_pylist(predictions, schema=PREDICTION_SCHEMA)
-    _write_parquet(stage, "data/predictions.parquet", table)
+    write_table(stage.place.child("data/predictions.parquet"), table)
     manifest = stage.finish(
         rows_in=total * len(contestants),
         verdicts=Counter(row["verdict"] for row in predictions),
@@ -103,7 +111,8 @@ def fingerprint(config: RunConfig, contestants: Sequence[Contestant]) -> dict[st
 
     section = config.evaluation
     package = "adamllm_ray.evaluation"
-    code = [f"{package}.{name}" for name in ("metrics", "intervals", "baselines", "scores", "answers", "runner")]
+    names = ("metrics", "intervals", "baselines", "scores", "answers", "stores", "runner")
+    code = [f"{package}.{name}" for name in names]
     return {
         "task": section.task,
         "questions": _task_fingerprint(section.task, config.data.s3),
@@ -142,78 +151,40 @@ def _contestants(config: RunConfig, run: RunFolder) -> list[Contestant]:
     ]
 
 
-def _store_questions(stage: StageFolder, config: RunConfig) -> int:
-    """Write the questions once; returns how many there are."""
-    done = storage.read_small(stage.place.child("questions.json"))
-    if done is not None:
-        return int(json.loads(done)["count"])
-    storage.remove_folder(stage.place.child("questions"))
-    count = usable = files = 0
-    with progress.task("questions") as bar:
-        for rows in _chunks(load_questions(config.evaluation, config.run.seed, config.data.s3), ROWS_PER_FILE):
-            table = pa.Table.from_pylist([question.row() for question in rows], schema=QUESTION_SCHEMA)
-            _write_parquet(stage, f"questions/part-{files:05}.parquet", table)
-            files, count = files + 1, count + len(rows)
-            usable += sum(question.verdict is Verdict.OK for question in rows)
-            bar.update(count)
-    if not usable:
-        raise SourceError(
-            f"evaluation.task: {config.evaluation.task} holds no question that can be asked ({count} rows)"
-        )
-    storage.write_small(stage.place.child("questions.json"), json.dumps({"count": count}).encode())
-    return count
-
-
-def _chunks(items: Iterable[Question], size: int) -> Iterable[list[Question]]:
-    chunk: list[Question] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _ask(stage: StageFolder, contestants: Sequence[Contestant], config: RunConfig, total: int) -> None:
-    """Get the answers that are not there yet; a model's file appears when all of its answers are in."""
-    waiting = [one for one in contestants if not _exists(stage, one.name)]
+def _ask(
+    questions: QuestionStore,
+    stores: Mapping[str, AnswerStore],
+    contestants: Sequence[Contestant],
+    config: RunConfig,
+    total: int,
+    engine_maker: EngineMaker,
+) -> None:
+    """Get the answers that are not there yet. What has come is on disk, however this ends."""
+    settled = {name: set(store.settled) for name, store in stores.items()}
+    waiting = [one for one in contestants if len(settled[one.name]) < total]
     if not waiting:
         return
-    tables: dict[str, list[pa.Table]] = {one.name: [] for one in waiting}
-    files = [f"{stage.uri}/questions/{name}" for name, _ in storage.list_files(stage.place.child("questions"))]
-    done = 0
-    with ray_session(), progress.task(STAGE, total * len(waiting)) as bar:
-        for name, table in answer(files, waiting, config):
-            tables[name].append(table)
-            done += table.num_rows
-            bar.update(done)
-            if sum(part.num_rows for part in tables[name]) == total:
-                answers = pa.concat_tables(tables[name]).sort_by("question_id")
-                _check_refusals(answers, name)
-                _write_parquet(stage, f"answers/{name}.parquet", answers)
-    if done != total * len(waiting):
-        raise RowAccountingError(f"stage '{STAGE}': {total} questions x {len(waiting)} models, but {done} answers")
+    with ray_session(), progress.task(STAGE, total * len(stores)) as bar:
+        bar.update(sum(map(len, settled.values())))
+        try:
+            for name, table in answer(list(questions.groups()), settled, waiting, config, engine_maker):
+                store = stores[name]
+                store.add(table)
+                bar.update(sum(len(one.settled) for one in stores.values()))
+                if len(store.settled) == total:
+                    _check_refusals(store.rows(), name)
+        finally:
+            for store in stores.values():
+                store.flush()
 
 
-def _check_refusals(answers: pa.Table, name: str) -> None:
-    rows = answers.select(["verdict", "verdict_detail"]).to_pylist()
-    refused = [row for row in rows if row["verdict"] in (Verdict.ENGINE_ERROR, Verdict.PROMPT_TOO_LONG)]
-    if len(refused) > MAX_REFUSED_SHARE * len(rows):
+def _check_refusals(answers: Sequence[Mapping[str, Any]], name: str) -> None:
+    refused = [row for row in answers if row["verdict"] in (Verdict.ENGINE_ERROR, Verdict.PROMPT_TOO_LONG)]
+    if len(refused) > MAX_REFUSED_SHARE * len(answers):
         raise TooManyFailures(
-            f"the {name} model's engine refused {len(refused)} of {len(rows)} questions, the first with: "
+            f"the {name} model's engine refused {len(refused)} of {len(answers)} questions, the first with: "
             f"{refused[0]['verdict_detail']}"
         )
-
-
-def _exists(stage: StageFolder, name: str) -> bool:
-    info = stage.fs.get_file_info(f"{stage.path}/answers/{name}.parquet")
-    return bool(info.type == pafs.FileType.File)
-
-
-def _answers(stage: StageFolder, name: str) -> pa.Table:
-    with storage.storage_errors("read the answers", stage.uri):
-        return pq.read_table(f"{stage.path}/answers/{name}.parquet", filesystem=stage.fs, schema=ANSWER_SCHEMA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +196,11 @@ class _Key:
     choices: Sequence[str] | None
 
 
-def _scored(answers: pa.Table, name: str, total: int) -> list[dict[str, Any]]:
-    """Prediction rows of one model. Raises RowAccountingError unless every question occurs exactly once."""
-    rows = answers.to_pylist()
-    if len(rows) != total or len({row["question_id"] for row in rows}) != total:
+def _scored(rows: Sequence[Mapping[str, Any]], name: str, total: int) -> list[dict[str, Any]]:
+    """Prediction rows of one model. Raises RowAccountingError unless every question was answered."""
+    if len(rows) != total:
         raise RowAccountingError(f"stage '{STAGE}': {total} questions, but {len(rows)} answers of the {name} model")
-    return [row | {"id": f"{name}/{row['question_id']}"} | _score_row(row) for row in rows]
+    return [dict(row) | {"id": f"{name}/{row['question_id']}"} | _score_row(row) for row in rows]
 
 
 def _score_row(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,13 +215,13 @@ def _score_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {"score": found.value, "parsed": found.parsed, "recall": found.recall}
 
 
-def _baselines(stage: StageFolder, config: RunConfig, scored: set[str]) -> list[Baseline]:
+def _baselines(questions: QuestionStore, config: RunConfig, scored: set[str]) -> list[Baseline]:
     """Majority always; the colour model only where the task has labelled questions of the train domain."""
     if config.evaluation.task != "pocket":
-        return [majority(_stored_questions(stage, scored, images=False), None)]
+        return [majority(questions.questions(scored, images=False), None)]
     from adamllm_ray.evaluation.tasks.pocket import pocket_train_questions
 
-    test, train = _stored_questions(stage, scored, images=True), list(pocket_train_questions())
+    test, train = questions.questions(scored, images=True), list(pocket_train_questions())
 
     def pixels(image: bytes) -> Any:
         import numpy as np
@@ -259,21 +229,3 @@ def _baselines(stage: StageFolder, config: RunConfig, scored: set[str]) -> list[
         return np.asarray(decode(image, config.data.images))
 
     return [majority(test, train), colour(test, train, pixels)]
-
-
-def _stored_questions(stage: StageFolder, scored: set[str], *, images: bool) -> list[Question]:
-    """The questions that count, with or without their images."""
-    columns = [name for name in QUESTION_SCHEMA.names if images or name != "image"]
-    data = pads.dataset(f"{stage.path}/questions", filesystem=stage.fs, format="parquet", schema=QUESTION_SCHEMA)
-    rows = (row for batch in data.to_batches(columns=columns) for row in batch.to_pylist() if row["id"] in scored)
-    return [Question(**({"image": None} | row | {"verdict": Verdict(row["verdict"])})) for row in rows]
-
-
-def _write_parquet(stage: StageFolder, name: str, table: pa.Table) -> None:
-    """Whole or not at all."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    with storage.storage_errors("write evaluation rows", stage.uri):
-        place = stage.place.child(name)
-        storage.make_folder(storage.Location(place.fs, place.path.rpartition("/")[0], place.uri, place.local))
-        storage.write_small(place, sink.getvalue())

@@ -14,6 +14,7 @@ from adamllm_ray.config import EvaluationSection, parse_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError, ModelError, SourceError, TooManyFailures
 from adamllm_ray.evaluation import answers, runner
+from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore
 
 QUESTIONS = 10
 
@@ -116,13 +117,14 @@ def test_finished_model_is_not_asked_again(finished, tmp_path, monkeypatch):
     shutil.copytree(run.root, tmp_path / "run")
     again = RunFolder(copy.run.output)
     stage = again.stage("evaluate")
-    for name in ("manifest.json", "data/predictions.parquet", "answers/adapted.parquet"):
+    for name in ("manifest.json", "data/predictions.parquet"):
         stage.fs.delete_file(f"{stage.path}/{name}")
+    stage.fs.delete_dir(f"{stage.path}/answers/adapted")
     asked = []
 
-    def replay(files, contestants, config):
+    def replay(groups, settled, contestants, config, engine_maker):
         asked.extend(one.name for one in contestants)
-        yield "adapted", pq.read_table(f"{run.stage('evaluate').path}/answers/adapted.parquet")
+        yield "adapted", pq.read_table(f"{run.stage('evaluate').path}/answers/adapted", schema=ANSWER_SCHEMA)
 
     monkeypatch.setattr(runner, "answer", replay)
     assert runner.evaluate(copy, again).extra["scores"] == manifest.extra["scores"]
@@ -131,10 +133,10 @@ def test_finished_model_is_not_asked_again(finished, tmp_path, monkeypatch):
 
 def test_engine_that_refuses_too_much_stops_the_stage(finished, tmp_path, tiny_vlm, monkeypatch):
     config, run, _ = finished
-    table = pq.read_table(f"{run.stage('evaluate').path}/answers/base.parquet").to_pylist()
+    table = AnswerStore(run.stage("evaluate"), "base").rows()
     for row in table[:3]:
         row |= {"verdict": "engine_error", "verdict_detail": "out of patience"}
-    tables = answers.pa.Table.from_pylist(table, schema=answers.ANSWER_SCHEMA)
+    tables = answers.pa.Table.from_pylist(table, schema=ANSWER_SCHEMA)
     other = _config(tmp_path, tiny_vlm, config.evaluation.task)
     run = RunFolder(other.run.output)
     _train(run, tiny_vlm)
