@@ -25,7 +25,8 @@ from adamllm_ray.stages import planned, run_stages, stage_named
 from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
 
 if TYPE_CHECKING:
-    from adamllm_ray.data.run import Manifest, RunFolder
+    from adamllm_ray.data.manifest import Manifest
+    from adamllm_ray.data.run import RunFolder
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -18,7 +18,8 @@ from adamllm_ray.config import RunConfig, dump_config
 from adamllm_ray.errors import ConfigError
 
 if TYPE_CHECKING:
-    from adamllm_ray.data.run import Manifest, RunFolder
+    from adamllm_ray.data.manifest import Manifest
+    from adamllm_ray.data.run import RunFolder
 
 
 @dataclass(frozen=True, slots=True)

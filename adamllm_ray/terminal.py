@@ -14,7 +14,8 @@ from adamllm_ray.config import RunConfig
 from adamllm_ray.stages import planned
 
 if TYPE_CHECKING:
-    from adamllm_ray.data.run import Manifest, RunFolder
+    from adamllm_ray.data.manifest import Manifest
+    from adamllm_ray.data.run import RunFolder
     from adamllm_ray.synthesis.plan import Plan
     from adamllm_ray.synthesis.watch import Look
 

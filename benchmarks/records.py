@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.record import RECORD_SCHEMA, record_id
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.run import RunFolder
 
 SHARD_ROWS = 8192
 PICTURES = 256  # that many different images, in turn: decoding costs the same as with a million

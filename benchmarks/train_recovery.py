@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from adamllm_ray.config import dump_config, load_config
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from benchmarks.measure import ROOT, finish, say
 from tests.conftest import TINY_TEXTS
 from tests.data.conftest import local_bucket

@@ -52,7 +52,7 @@ def test_the_step_loop_and_all_it_imports_from_training_are_free_of_ray():
 
 
 def test_the_configuration_is_free_of_heavy_imports():
-    for path in (*PACKAGE.glob("config*.py"), PACKAGE / "errors.py"):
+    for path in (*PACKAGE.glob("config/*.py"), PACKAGE / "errors.py"):
         assert not imports(path) & {"ray", "torch", "vllm", "transformers", "pyarrow"}
 
 
@@ -72,9 +72,14 @@ def test_verbs_of_the_command_line():
 
 
 TESTED_WITH_A_NEIGHBOUR = {
-    "config_engine.py": "synthesis/test_placement.py",
-    "config_text.py": "test_config.py",
-    "config_training.py": "test_config.py",
+    "config/data.py": "test_config.py",
+    "config/engine.py": "synthesis/test_placement.py",
+    "config/fields.py": "test_config.py",
+    "config/mixture.py": "test_config.py",
+    "config/run.py": "test_config.py",
+    "config/synthesis.py": "test_config.py",
+    "config/text.py": "test_config.py",
+    "config/training.py": "test_config.py",
     "data/draws.py": "synthesis/test_attempts.py",
     "data/jsonfile.py": "data/sources/test_sharegpt.py",
     "data/record.py": "data/test_ingest.py",

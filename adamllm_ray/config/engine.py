@@ -1,24 +1,12 @@
-"""What sections of the configuration are made of, and the section of one pool of engine replicas.
-
-Apart from config.py because it is the largest section and serves three stages: synthesis, judging, evaluation.
-"""
+"""The section of one pool of engine replicas, which serves three stages: synthesis, judging, evaluation."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys refused, immutable once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+from adamllm_ray.config.fields import Count, Positive, Section, Share, Weight
 
 
 class EngineSection(Section):

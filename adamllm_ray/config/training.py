@@ -1,7 +1,7 @@
 """The section of the training stage: batches, optimizer, parts of the model, adapters, checkpoints.
 
-Apart from config.py because it is the second largest section; settings that contradict each other are refused here.
-Those that need to know the model are refused by the stage before it starts Ray.
+Settings that contradict each other are refused here; those that need to know the model, by the stage before it starts
+Ray.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from adamllm_ray.config_engine import Count, Positive, Section, Share, Weight
+from adamllm_ray.config.fields import Count, Positive, Section, Share, Weight
 
 # Keys of DeepSpeed's own configuration that would contradict fields of this section, and those fields.
 _OURS = {

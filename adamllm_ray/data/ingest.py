@@ -28,7 +28,8 @@ from adamllm_ray.config import DataSection, RunConfig
 from adamllm_ray.data import images, sources
 from adamllm_ray.data.duplicates import Duplicates, perceptual_hash
 from adamllm_ray.data.identity import ids_of
-from adamllm_ray.data.run import Manifest, RunFolder, code_version
+from adamllm_ray.data.manifest import Manifest, code_version
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.shards import ShardWriter
 from adamllm_ray.data.sources import RawPair
 from adamllm_ray.data.verdicts import Verdict

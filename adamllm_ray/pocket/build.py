@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from adamllm_ray import progress
-from adamllm_ray.config import TrainingSection
-from adamllm_ray.config_training import LayersSection
-from adamllm_ray.data.run import code_version
+from adamllm_ray.config import LayersSection, TrainingSection
+from adamllm_ray.data.manifest import code_version
 from adamllm_ray.pocket.architecture import Size, build_judge, build_processor, build_tokenizer, build_vlm
 from adamllm_ray.ray_runtime import prepare_environment
 

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from adamllm_ray.config import RunConfig, dump_config
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.report import collect as facts
 from adamllm_ray.report.gallery import Card, gallery

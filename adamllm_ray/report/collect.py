@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow.dataset as pads
 
 from adamllm_ray.config import RunConfig
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 
 STAGES = ("ingest", "synthesize", "train", "evaluate")

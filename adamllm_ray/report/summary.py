@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from adamllm_ray.data.run import Manifest
+from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.report.collect import duration, funnel, keep_rate, points
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from typing import Any
 
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data.identity import check_same, ids_of
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
+from adamllm_ray.data.manifest import Manifest, code_version
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.errors import SourceError
 from adamllm_ray.models.checkpoint import model_identity
 from adamllm_ray.ray_runtime import ray_session

@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
 from adamllm_ray.data.draws import uniform
+from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.record import RECORD_SCHEMA
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
 from adamllm_ray.evaluation.intervals import Interval, wilson_interval

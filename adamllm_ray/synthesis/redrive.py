@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
 from adamllm_ray.data.identity import check_same, ids_of, unique_ids
+from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.record import RECORD_SCHEMA, SYNTHESIZED_SCHEMA
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, FingerprintMismatch, SourceError, TooManyFailures
 from adamllm_ray.ray_runtime import ray_session

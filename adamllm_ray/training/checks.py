@@ -3,7 +3,7 @@
     rows = check_training(config.training, folder)      # seconds, also for a model of many billions
 
 The model is put together from its config.json on torch's meta device: names and shapes of all layers, no weights. What
-needs no model is refused by `config_training` when the configuration is read. The table of parts that comes out is
+needs no model is refused by `config.training` when the configuration is read. The table of parts that comes out is
 printed by the driver, and each worker compares its own with it.
 """
 

@@ -29,7 +29,8 @@ import pyarrow.compute as pc
 from adamllm_ray import progress
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
+from adamllm_ray.data.manifest import Manifest, code_version
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, TrainingError
 from adamllm_ray.models.card import refresh_card

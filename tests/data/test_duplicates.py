@@ -16,7 +16,8 @@ from PIL import Image
 from adamllm_ray.config import parse_config
 from adamllm_ray.data.duplicates import Duplicates, NearHashes, perceptual_hash
 from adamllm_ray.data.ingest import ingest
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError
 from tests import hostile
 

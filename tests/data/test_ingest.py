@@ -23,8 +23,9 @@ from adamllm_ray.config import RunConfig, parse_config
 from adamllm_ray.data import ingest as ingest_module
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.ingest import ingest
+from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.record import RECORD_SCHEMA, record_id
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verify import verify
 from adamllm_ray.errors import FingerprintMismatch, SourceError, StorageError, TooManyFailures
 from tests import hostile

@@ -14,9 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from adamllm_ray.data import run as run_module
 from adamllm_ray.data import storage
-from adamllm_ray.data.run import Manifest, RunFolder, StageFolder, code_version
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.errors import (
     ConfigError,
     FingerprintMismatch,
@@ -61,15 +60,10 @@ def test_states_follow_each_other(stage: StageFolder) -> None:
     assert manifest.versions["pyarrow"] == pa.__version__
 
 
-def test_manifest_round_trip_and_outcomes(finished: StageFolder) -> None:
+def test_manifest_counts_outcomes(finished: StageFolder) -> None:
     manifest = finished.manifest()
     assert manifest is not None
     assert (manifest.kept, manifest.rejected, manifest.failed, manifest.rows_in) == (1, 1, 1, 3)
-    assert Manifest.from_json(manifest.to_json()) == manifest
-    with pytest.raises(StorageError, match="damaged"):
-        Manifest.from_json('{"stage": "ingest"')
-    with pytest.raises(StorageError, match="damaged"):
-        Manifest.from_json('{"unknown": 1}')
 
 
 def test_identity_changes_with_content(finished: StageFolder, tmp_path: Path) -> None:
@@ -251,18 +245,6 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_stage_folder_can_be_sent_to_a_worker(finished: StageFolder) -> None:
     assert pickle.loads(pickle.dumps(finished)).manifest() == finished.manifest()
-
-
-def test_code_version_follows_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "some_stage.py").write_text("x = 1\n")
-    first = code_version("some_stage")
-    assert first == code_version("some_stage") != code_version("some_stage", run_module)
-    (tmp_path / "some_stage.py").write_text("x = 2\n")
-    assert code_version("some_stage") != first
-    assert "some_stage" not in sys.modules
-    with pytest.raises(ModuleNotFoundError):
-        code_version("no_such_stage")
 
 
 def test_fingerprints_survive_json(stage: StageFolder) -> None:

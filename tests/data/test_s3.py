@@ -17,7 +17,8 @@ import pytest
 from adamllm_ray.config import RunConfig, S3Section, parse_config
 from adamllm_ray.data import s3, storage
 from adamllm_ray.data.ingest import ingest
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verify import verify
 from adamllm_ray.errors import ConfigError, SourceError, StorageError
 from tests import hostile

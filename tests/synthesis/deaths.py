@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.synthesis.pipeline import synthesize
 from adamllm_ray.synthesis.watch import committed_rows
 from tests.synthesis.fakes import FakeMaker, asked_at, circles, config_for, processes, write_ingest

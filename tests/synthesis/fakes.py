@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 from adamllm_ray.config import EngineSection, RunConfig, parse_config
 from adamllm_ray.data import storage
+from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.record import RECORD_SCHEMA, record_id
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted

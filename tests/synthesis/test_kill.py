@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import FingerprintMismatch
 from adamllm_ray.synthesis import prompts
 from adamllm_ray.synthesis.pipeline import synthesize

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from adamllm_ray.config import RunConfig, parse_config
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import SourceError
 from adamllm_ray.report.summary import plan_lines, plan_table
 from adamllm_ray.synthesis import plan as module

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from adamllm_ray.config import dump_config
-from adamllm_ray.data.run import Manifest, RunFolder
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import FingerprintMismatch, TrainingError
 from adamllm_ray.training.snapshots import examine, names
 from adamllm_ray.training.trainer import train

@@ -24,6 +24,6 @@ def pairs(data: DataSection, ignored: Counter[str]) -> Iterator[RawPair]:
 
 def fingerprint(data: DataSection) -> dict[str, Any]:
     """The code that draws the chips."""
-    from adamllm_ray.data.run import code_version
+    from adamllm_ray.data.manifest import code_version
 
     return {"pocket": code_version(*(f"adamllm_ray.pocket.{name}" for name in POCKET_MODULES))}

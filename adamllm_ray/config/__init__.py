@@ -1,0 +1,50 @@
+"""The configuration of a run: one strict section per stage, YAML in, JSON schema out.
+
+    adamllm config --schema            the whole schema
+    adamllm run CONFIG --set training.learning_rate=1e-5 --set data.path=/data/chips
+
+Unknown keys, wrong types and impossible values are all reported at once, each with the nearest known key or the
+limit that was broken, before Ray starts. Configuration is data: YAML tags and Python paths are refused by the
+safe loader. No torch, ray or vllm is imported here.
+"""
+
+from adamllm_ray.config.data import Columns, DataSection, ImageLimits, S3Section, WebDatasetSection
+from adamllm_ray.config.engine import EngineSection
+from adamllm_ray.config.mixture import MixtureSection, ReplaySource
+from adamllm_ray.config.run import (
+    EvaluationSection,
+    ModelsSection,
+    RunConfig,
+    RunSection,
+    config_schema,
+    dump_config,
+    load_config,
+    parse_config,
+)
+from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
+from adamllm_ray.config.training import LayersSection, LoraSection, PartSection, TrainingSection
+
+__all__ = [
+    "Columns",
+    "DataSection",
+    "EngineSection",
+    "EvaluationSection",
+    "ImageLimits",
+    "JudgeSection",
+    "LayersSection",
+    "LoraSection",
+    "MixtureSection",
+    "ModelsSection",
+    "PartSection",
+    "ReplaySource",
+    "RunConfig",
+    "RunSection",
+    "S3Section",
+    "SynthesisSection",
+    "TrainingSection",
+    "WebDatasetSection",
+    "config_schema",
+    "dump_config",
+    "load_config",
+    "parse_config",
+]
