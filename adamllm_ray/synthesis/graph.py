@@ -26,6 +26,9 @@ from adamllm_ray.synthesis.pools import IO_CPUS, Pool, fit_pools, write_tasks
 if TYPE_CHECKING:
     import ray.data
 
+# A reader is a process that feeds several replicas. Ray would start one per file as long as tenths of CPUs are left:
+# on small nodes they leave no whole one for the next step, which they then wait for (seen on nodes of two CPUs)
+LEAST_READERS = 2
 UNEVENNESS = 4.0  # longest of a block's responses over their mean: lognormal lengths, sigma 1, cut at 3.5 means
 
 
@@ -60,7 +63,12 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
     rows = synthesis.rows_per_block
     write, compare = fit_pools(_pools(config))
     reader = ray.data.read_parquet(
-        list(files), filesystem=stage.fs, columns=RECORD_SCHEMA.names, partitioning=None, num_cpus=IO_CPUS
+        list(files),
+        filesystem=stage.fs,
+        columns=RECORD_SCHEMA.names,
+        partitioning=None,
+        num_cpus=IO_CPUS,
+        concurrency=max(LEAST_READERS, synthesis.engine.replicas),
     )
     blocks = reader.repartition(target_num_rows_per_block=rows, strict=True)
     tasks = blocks.map_batches(

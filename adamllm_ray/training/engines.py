@@ -38,7 +38,15 @@ def deepspeed_engine(
     """DeepSpeed's engine, with `engine_config`."""
     config = engine_config(section, world)
     opened = _deepspeed().initialize(model=model, model_parameters=groups, config=config, dist_init_required=False)
-    return opened[0]
+    engine = opened[0]
+
+    def clip() -> None:
+        """What DeepSpeed does under ZeRO-0 in fp32, where it throws the norm away (0.19.8)."""
+        parameters = engine.module.parameters()
+        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(parameters, engine.gradient_clipping())
+
+    engine.clip_fp32_gradients = clip
+    return engine
 
 
 def engine_config(section: TrainingSection, world: int) -> dict[str, Any]:

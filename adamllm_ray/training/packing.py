@@ -1,9 +1,8 @@
 """Several examples in one sequence: no padding, and no example sees another.
 
 Ids and labels are put one behind the other; positions start again at 0 in each example, and there is no attention
-mask. From the restarts transformers builds a block-diagonal causal mask (sdpa, eager) or the boundaries that
-flash-attention's variable-length kernels take, so the losses are those of the examples on their own. Qwen2-VL's
-three-dimensional positions (mRoPE) are computed for each example as the model itself would.
+mask. The restarts are where attention stops (see `attention`), so the losses are those of the examples on their own.
+Qwen2-VL's three-dimensional positions (mRoPE) are computed for each example as the model itself would.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import torch
 from adamllm_ray.errors import ConfigError, ModelError
 from adamllm_ray.models.families import PARTS, Family, Part, family_of
 from adamllm_ray.training.adapters import adapted_layers, attach_lora, export_whole, saved_modules
+from adamllm_ray.training.attention import attend_in_blocks
 
 if TYPE_CHECKING:
     from adamllm_ray.config import PartSection, TrainingSection
@@ -48,7 +49,7 @@ Members = list[tuple[str, torch.nn.Parameter]]
 
 
 def prepare_parts(model: Any, section: TrainingSection) -> Parts:
-    """Freeze what is not to train, attach adapters and gradient checkpointing as configured, and group the rest.
+    """Freeze what is not to train, set up adapters, gradient checkpointing and attention, and group the rest.
 
     A part with adapters or saved modules trains only those; any other part trains in full or not at all, as its
     ``train`` says.
@@ -62,6 +63,8 @@ def prepare_parts(model: Any, section: TrainingSection) -> Parts:
     adapted = {part for part in PARTS if adapted_layers(model, section, part)} | {_part(family, name) for name in saved}
     export_whole(model, section, [part for part in PARTS if getattr(section, part).train and part not in adapted])
     checkpoint_layers(model, section)
+    if section.packing:
+        attend_in_blocks(model)
     attach_lora(model, section)
     members = _members(model, section, family, adapted, tuple(f"{name}." for name in saved))
     rows = [_row(part, members[part], section) for part in PARTS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.models.checkpoint import load_vlm
+from adamllm_ray.training.attention import attend_in_blocks
 from adamllm_ray.training.collate import Collator
 from adamllm_ray.training.conversations import Example, conversation_example, text_example
 from adamllm_ray.training.packing import rope_index
@@ -35,8 +37,10 @@ def summed_loss(model: Any, inputs: dict[str, torch.Tensor]) -> float:
     return float(loss)
 
 
-def test_packed_examples_do_not_see_each_other(loaded: tuple[Any, Any]) -> None:
-    model, processor = loaded
+@pytest.mark.parametrize("blocks", [False, True], ids=["mask", "blocks"])
+def test_packed_examples_do_not_see_each_other(loaded: tuple[Any, Any], blocks: bool) -> None:
+    loaded_model, processor = loaded
+    model = copy.deepcopy(loaded_model)
     packing = Collator(processor, 512, packing=True, rope=rope_index(model.config))
     padding = Collator(processor, 512)
     examples = [
@@ -47,6 +51,8 @@ def test_packed_examples_do_not_see_each_other(loaded: tuple[Any, Any]) -> None:
     ]
     with torch.no_grad():
         alone = [summed_loss(model, padding([example]).inputs) for example in examples]
+        if blocks:
+            assert attend_in_blocks(model)
         packed = packing(examples)
         together = summed_loss(model, packed.inputs)
     assert together == pytest.approx(sum(alone), rel=1e-5)
