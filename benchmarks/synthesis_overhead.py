@@ -1,13 +1,17 @@
 """What Ray and our graph cost: rows/s of the whole streaming graph against the engines' own ceiling. Real vLLM on CPU.
 
-    python -m benchmarks.synthesis_overhead [--rows 2000] [--rounds 2]
+    python -m benchmarks.synthesis_overhead [--rows 2000] [--rounds 2] [--served]
 
 Graph: `adamllm synthesize` with the pocket models (read, decode, prompt, synthesizer, parse, judge, write) in Ray.
 Ceiling: the same prompts, prepared beforehand, straight into the same two engines in two plain processes that run at
 the same time. Both have one thread per engine, both start with warm engines. The graph's clock starts when the first
 batch reaches an engine (the start of Ray's reading processes is start-up) and stops when the last Parquet file is
 written. ``ceiling_ratio`` = graph rows/s / ceiling rows/s. ``engine_cpu_ms_per_row`` is what the processes that hold
-the engines spent, which, unlike rows/s, hardly depends on what else the machine does.
+the engines spent (their cores not, with ``--served``), which, unlike rows/s, hardly depends on what else the machine
+does.
+
+Without a GPU vLLM's core runs in the replica's own process, beside Ray's threads and ours, in both arms. ``--served``
+puts it into a process of its own, as it is on a GPU, also in both.
 """
 
 from __future__ import annotations
@@ -44,9 +48,10 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="overhead-"))
     try:
         if options.arm:
-            print(json.dumps({"graph": graph, "ceiling": ceiling}[options.arm](options.rows, Path(options.folder))))
+            arm = {"graph": graph, "ceiling": ceiling}[options.arm]
+            print(json.dumps(arm(options.rows, Path(options.folder), options.served)))
             return
-        _measure(options.rows, options.rounds, folder)
+        _measure(options.rows, options.rounds, folder, options.served)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -55,12 +60,13 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--served", action="store_true", help="vLLM's core in a process of its own")
     parser.add_argument("--arm", choices=["graph", "ceiling"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _measure(rows: int, rounds: int, folder: Path) -> None:
+def _measure(rows: int, rounds: int, folder: Path, served: bool) -> None:
     from adamllm_ray.data.ingest import ingest
 
     config = config_for(rows, folder / "run")
@@ -80,6 +86,7 @@ def _measure(rows: int, rounds: int, folder: Path) -> None:
             str(rows),
             "--folder",
             str(folder),
+            *(["--served"] if served else []),
         ]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[name].append(last_json(done.stdout))
@@ -91,6 +98,7 @@ def _measure(rows: int, rounds: int, folder: Path) -> None:
         {
             "ceiling_ratio": median(rates["graph"]) / median(rates["ceiling"]),
             "rows": rows,
+            "served": served,
             "graph_rows_per_s": [round(rate, 2) for rate in rates["graph"]],
             "ceiling_rows_per_s": [round(rate, 2) for rate in rates["ceiling"]],
             "engine_cpu_ms_per_row": {
@@ -107,13 +115,13 @@ def config_for(rows: int, output: Path) -> RunConfig:
     return load_config(ROOT / "jobs" / "configs" / "quickstart.yaml", [f"run.output={output}", f"data.limit={rows}"])
 
 
-def graph(rows: int, folder: Path) -> dict[str, Any]:
+def graph(rows: int, folder: Path, served: bool) -> dict[str, Any]:
     """Seconds of `synthesize` from the first batch at an engine to the last file."""
     from adamllm_ray.synthesis.pipeline import synthesize
 
     config = config_for(rows, folder / "run")
     marks = Path(tempfile.mkdtemp(dir=folder))
-    synthesize(config, RunFolder(config.run.output), engine_maker=WarmTogether(str(marks)))
+    synthesize(config, RunFolder(config.run.output), engine_maker=WarmTogether(str(marks), served))
     started = min(path.stat().st_mtime for path in marks.glob("*.first"))
     written = max(path.stat().st_mtime for path in (folder / "run" / "synthesize" / "data").rglob("*.parquet"))
     spent = [json.loads(path.read_text()) for path in marks.glob("*.spent")]
@@ -129,9 +137,10 @@ class WarmTogether:
     """Engine maker: the real engine, but nobody gets one before all are warm."""
 
     marks: str
+    served: bool
 
     def __call__(self, model: str, settings: EngineSection, images: bool) -> CountingEngine:
-        engine = CountingEngine(model, settings, images=images)
+        engine = CountingEngine(model, settings, images=images, in_process=not self.served)
         with ThreadPoolExecutor(1) as thread:  # the actor's own thread may have a running event loop
             thread.submit(lambda: asyncio.run(warm(engine, images))).result()
         engine.count_into(Path(self.marks) / f"{'synthesizer' if images else 'judge'}.warm", len(POOLS))
@@ -170,13 +179,13 @@ class CountingEngine(Engine):
         return done
 
 
-def ceiling(rows: int, folder: Path) -> dict[str, Any]:
+def ceiling(rows: int, folder: Path, served: bool) -> dict[str, Any]:
     """Seconds that the slower of the two engines takes for all its prompts, both working at the same time."""
     config = config_for(rows, folder / "run")
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(len(POOLS))
     results: Any = context.Queue()
-    workers = [context.Process(target=_engine_alone, args=(name, config, barrier, results)) for name in POOLS]
+    workers = [context.Process(target=_engine_alone, args=(name, config, barrier, results, served)) for name in POOLS]
     for worker in workers:
         worker.start()
     found = dict(results.get(timeout=3600) for _ in workers)
@@ -190,10 +199,10 @@ def ceiling(rows: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _engine_alone(name: str, config: RunConfig, barrier: Any, results: Any) -> None:
+def _engine_alone(name: str, config: RunConfig, barrier: Any, results: Any, served: bool) -> None:
     requests, sampling, model = _synthesizer_work(config) if POOLS[name] else _judge_work(config)
     settings = (config.synthesis if POOLS[name] else config.judge).engine
-    engine = Engine(model, settings, images=POOLS[name])
+    engine = Engine(model, settings, images=POOLS[name], in_process=not served)
 
     async def work() -> None:
         await warm(engine, POOLS[name])
