@@ -101,3 +101,22 @@ def test_replicas_that_never_come_up_stop_the_job(
     config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE, stall_minutes=0.25)
     with pytest.raises(ReplicasLost, match=r"synthesis\.stall_minutes"):
         synthesize(config, run, engine_maker=Trouble(str(tmp_path / "log"), hangs=True))
+
+
+def test_readers_are_no_more_than_the_replicas_need(
+    run: RunFolder, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's own choice, one process per file, left small nodes without a CPU for the step behind the readers."""
+    import ray.data
+
+    asked: list[Any] = []
+    read = ray.data.read_parquet
+
+    def noted(*arguments: Any, **named: Any) -> Any:
+        asked.append(named["concurrency"])
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(ray.data, "read_parquet", noted)
+    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE | {"replicas": 3})
+    assert synthesize(config, run, engine_maker=FakeMaker(str(tmp_path / "log"))).kept == 120
+    assert asked == [3]
