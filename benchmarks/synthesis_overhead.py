@@ -105,6 +105,14 @@ def _measure(rows: int, rounds: int, folder: Path, served: bool) -> None:
                 name: round(1000 * median([one["cpu"] for one in runs]) / rows, 2) for name, runs in found.items()
             },
             "generated_tokens": {name: runs[-1]["generated_tokens"] for name, runs in found.items()},
+            "synthesizer_steps": {name: [one["steps"] for one in runs] for name, runs in found.items()},
+            "synthesizer_ms_per_step": {
+                name: [round(1000 * one["stepping"] / max(1, one["steps"]), 2) for one in runs]
+                for name, runs in found.items()
+            },
+            "synthesizer_idle_s": {
+                name: [round(one["seconds"] - one["stepping"], 2) for one in runs] for name, runs in found.items()
+            },
             "judged_rows": found["ceiling"][-1]["judged_rows"],
         },
     )
@@ -129,6 +137,7 @@ def graph(rows: int, folder: Path, served: bool) -> dict[str, Any]:
         "seconds": written - started,
         "generated_tokens": sum(one["tokens"] for one in spent),
         "cpu": sum(one["cpu"] for one in spent),
+        **json.loads((marks / "synthesizer.spent").read_text())["steps"],
     }
 
 
@@ -143,8 +152,36 @@ class WarmTogether:
         engine = CountingEngine(model, settings, images=images, in_process=not self.served)
         with ThreadPoolExecutor(1) as thread:  # the actor's own thread may have a running event loop
             thread.submit(lambda: asyncio.run(warm(engine, images))).result()
+        engine.steps = Steps(engine)
         engine.count_into(Path(self.marks) / f"{'synthesizer' if images else 'judge'}.warm", len(POOLS))
         return engine
+
+
+class Steps:
+    """How many steps vLLM's core took, and the seconds in them: fewer rows at a time mean more steps for the same work.
+
+    Counted from now on, and only where the core is in this process.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.steps, self.stepping = 0, 0.0
+        core: Any = getattr(engine._core, "_engine", None)
+        inner = getattr(core, "step", None)
+        if inner is None:
+            return
+
+        def step() -> Any:
+            began = time.perf_counter()
+            outputs = inner()
+            self.steps += 1
+            self.stepping += time.perf_counter() - began
+            return outputs
+
+        core.step = step
+
+    def report(self) -> dict[str, Any]:
+        """Both, under their names."""
+        return {"steps": self.steps, "stepping": self.stepping}
 
 
 class CountingEngine(Engine):
@@ -152,6 +189,7 @@ class CountingEngine(Engine):
     write takes milliseconds, and whenever it has nothing to do, so at the end.
     """
 
+    steps: Steps
     _mark: Path | None = None
     _before = 0
     _cpu_before = 0.0
@@ -173,7 +211,8 @@ class CountingEngine(Engine):
         idle = not self.meters.totals["in_flight"]
         if self._mark is not None and (idle or time.monotonic() > self._written + PAUSE_S):
             tokens = self.meters.totals["generated_tokens"] - self._before
-            spent = {"tokens": tokens, "cpu": time.process_time() - self._cpu_before}
+            cpu = time.process_time() - self._cpu_before
+            spent = {"tokens": tokens, "cpu": cpu, "steps": self.steps.report()}
             self._mark.with_suffix(".spent").write_text(json.dumps(spent))
             self._written = time.monotonic()
         return done
@@ -196,6 +235,7 @@ def ceiling(rows: int, folder: Path, served: bool) -> dict[str, Any]:
         "generated_tokens": sum(one["tokens"] for one in found.values()),
         "cpu": sum(one["cpu"] for one in found.values()),
         "judged_rows": found["judge"]["requests"],
+        **found["synthesizer"]["steps"],
     }
 
 
@@ -206,6 +246,7 @@ def _engine_alone(name: str, config: RunConfig, barrier: Any, results: Any, serv
 
     async def work() -> None:
         await warm(engine, POOLS[name])
+        steps = Steps(engine)
         before = engine.meters.totals["generated_tokens"]
         await asyncio.to_thread(barrier.wait, START_LIMIT_S)
         start, cpu = time.time(), time.process_time()
@@ -215,7 +256,8 @@ def _engine_alone(name: str, config: RunConfig, barrier: Any, results: Any, serv
         if failed:
             raise RuntimeError(failed[0])
         tokens = engine.meters.totals["generated_tokens"] - before
-        results.put((name, {"start": start, "end": end, "cpu": cpu, "tokens": tokens, "requests": len(requests)}))
+        figures = {"start": start, "end": end, "cpu": cpu, "tokens": tokens, "requests": len(requests)}
+        results.put((name, figures | {"steps": steps.report()}))
 
     asyncio.run(work())
     engine.close()
