@@ -190,6 +190,37 @@ def plan(
 
 
 @app.command()
+def size(
+    config: ConfigPath,
+    images: Annotated[int, typer.Option(min=1, help="Image-caption pairs of the whole run.", show_default=False)],
+    hours: Annotated[float, typer.Option(min=0, help="When the synthesis is to be done.", show_default=False)],
+    set_: Overrides = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU-hour, in any currency.")] = None,
+    gpus_per_node: Annotated[int, typer.Option(min=1)] = 8,
+    losses: Annotated[float, typer.Option(min=0, help="How often a node is lost, per day: spot machines.")] = 0.0,
+    provision: Annotated[float, typer.Option(min=0, help="Seconds from asking for a node to having it.")] = 300.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Tell what machines a synthesis of so many images needs to be done in so many hours. Runs nothing.
+
+    Needs `adamllm plan` first, which measures one replica of each pool.
+
+    Example:  adamllm size my.yaml --images 1000000 --hours 12 --price 2.5 --losses 1
+    """
+    from adamllm_ray.report.summary import size_lines
+    from adamllm_ray.synthesis.sizing import Target
+    from adamllm_ray.synthesis.sizing import size as machines
+
+    settings = load_config(config, set_ or [])
+    needs = machines(settings, _folder(settings), Target(images, hours, price, gpus_per_node, losses, provision))
+    if as_json:
+        typer.echo(needs.to_json())
+        return
+    for line in size_lines(needs):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def redrive(
     config: ConfigPath,
     verdict: Annotated[list[str], typer.Option("--verdict", help="Rows with this task verdict. Repeatable.")],

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "config evaluate ingest plan pocket push redrive report run status synthesize train verify".split()  # noqa: SIM905
+VERBS = "config evaluate ingest plan pocket push redrive report run size status synthesize train verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:

@@ -15,6 +15,7 @@ from adamllm_ray.report.collect import duration, funnel, keep_rate, points
 
 if TYPE_CHECKING:
     from adamllm_ray.synthesis.plan import Plan
+    from adamllm_ray.synthesis.sizing import Needs
 
 
 def score_table(extra: Mapping[str, Any]) -> Table:
@@ -111,4 +112,20 @@ def plan_lines(plan: Plan) -> list[str]:
         f"{round(keep.lo * plan.rows):,} to {round(keep.hi * plan.rows):,} tasks",
         f"output:  {plan.output_bytes / 1e9:.3g} GB",
         f"with one replica of each, the {slower} is the slower step",
+    ]
+
+
+def size_lines(needs: Needs) -> list[str]:
+    """What `adamllm size` prints."""
+    gib = 1 << 30
+    cost = "" if needs.cost is None else f", cost {needs.cost:,.0f}"
+    return [
+        f"pools:   synthesis.engine.replicas={needs.synthesizers} judge.engine.replicas={needs.judges}: "
+        f"{needs.gpus} GPUs on {needs.nodes} nodes",
+        f"time:    {duration(3600 * needs.hours)}, {needs.gpu_hours:,.0f} GPU-hours ({needs.goodput:.0%} of them at "
+        f"work){cost}",
+        f"node:    {needs.cpus} CPUs, object store {needs.object_store_bytes / gib:.0f} GiB, /dev/shm "
+        f"{needs.shm_bytes / gib:.0f} GiB, disk {needs.disk_bytes / gib:.0f} GiB and the models",
+        f"bucket:  {needs.bucket_bytes / 1e9:,.0f} GB for the run folder",
+        *(f"note:    {note}" for note in needs.notes),
     ]

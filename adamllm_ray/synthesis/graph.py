@@ -61,7 +61,7 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
 
     synthesis, judge = config.synthesis, config.judge
     rows = synthesis.rows_per_block
-    write, compare = fit_pools(_pools(config))
+    write, compare = fit_pools(pools_of(config))
     reader = ray.data.read_parquet(
         list(files),
         filesystem=stage.fs,
@@ -100,8 +100,8 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
     )
 
 
-def _pools(config: RunConfig) -> dict[str, Pool]:
-    """Responses differ in length, a judge's one token does not."""
+def pools_of(config: RunConfig) -> dict[str, Pool]:
+    """Both pools by name. Responses differ in length, a judge's one token does not."""
     rows = config.synthesis.rows_per_block
     return {
         "synthesis": Pool(config.synthesis.engine, rows, unevenness=UNEVENNESS),
@@ -111,7 +111,7 @@ def _pools(config: RunConfig) -> dict[str, Pool]:
 
 def _limits(config: RunConfig) -> dict[str, int]:
     """Blocks of each pool that may be in work or wait for the next step, by the name of its actor class."""
-    pools = _pools(config)
+    pools = pools_of(config)
     return {Synthesizer.__name__: pools["synthesis"].unfinished, Judge.__name__: pools["judge"].unfinished}
 
 
