@@ -14,7 +14,9 @@ under it is tried ``engine.max_retries`` times more, so that a row that kills it
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 IO_CPUS = 0.1  # of one read or write task: they wait for the disk
 MOST_CALLS = 64  # threads of one replica process
 GROWING = 2  # blocks handed out per concurrent call: Ray adds a replica when this many wait, at 1.75 and not below
+WRITES_WITHOUT_BOUND = 16  # at a time, where the cluster may grow to any number of CPUs
+LIMITS = "ADAMLLM_CLUSTER_LIMITS"  # what the cluster may grow to, as JSON; of a RayJob, `adamllm submit` sets it
+KUBERAY_AUTOSCALER = "RAY_enable_autoscaler_v2"  # in the environment of a head whose autoscaler is on, either version
 RESERVED_CPUS = 2.25  # Ray Data's repartition task and resume filter take one each, whatever we say; reads and writes
 
 
@@ -79,14 +84,29 @@ def fit_pools(pools: Pools) -> list[dict[str, Any]]:
 
 
 def cluster_capacity() -> dict[str, float]:
-    """CPUs and GPUs of the cluster; with an autoscaler, what it may grow to."""
+    """CPUs and GPUs of the cluster; with an autoscaler, what it may grow to: infinite where nobody says.
+
+    Raises:
+        ConfigError: ADAMLLM_CLUSTER_LIMITS is no JSON object of numbers.
+    """
     import ray
     from ray._private.state import state  # the autoscaler's limits have no public interface
 
     capacity: dict[str, float] = dict(ray.cluster_resources())
-    for name, most in (state.get_max_resources_from_cluster_config() or {}).items():
+    for name, most in (state.get_max_resources_from_cluster_config() or _told(os.environ)).items():
         capacity[name] = max(capacity.get(name, 0.0), float(most))
     return capacity
+
+
+def _told(environment: Mapping[str, str]) -> dict[str, float]:
+    """KubeRay's autoscaler tells Ray nothing of its limits, and its clusters start with a head without CPUs."""
+    text = environment.get(LIMITS)
+    if text:
+        try:
+            return {str(name): float(most) for name, most in json.loads(text).items()}
+        except (ValueError, TypeError, AttributeError):
+            raise ConfigError(f'{LIMITS} is {text!r}; it looks like {{"CPU": 64, "GPU": 8}}') from None
+    return {"CPU": math.inf, "GPU": math.inf} if KUBERAY_AUTOSCALER in environment else {}
 
 
 def cpu_share(pools: Pools, capacity: Mapping[str, float]) -> float:
@@ -107,7 +127,8 @@ def cpu_share(pools: Pools, capacity: Mapping[str, float]) -> float:
 
 def write_tasks() -> int:
     """Blocks written at the same time. Few on a laptop, where each task more is a Python process more to start."""
-    return max(2, int(cluster_capacity().get("CPU", 0.0) // 4))
+    cpus = cluster_capacity().get("CPU", 0.0)
+    return max(2, int(cpus // 4)) if math.isfinite(cpus) else WRITES_WITHOUT_BOUND
 
 
 def _arguments(pool: Pool, share: float) -> dict[str, Any]:

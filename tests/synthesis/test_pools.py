@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from adamllm_ray.config import EngineSection
 from adamllm_ray.errors import ConfigError
-from adamllm_ray.synthesis.pools import Pool, _arguments, cpu_share
+from adamllm_ray.synthesis.pools import KUBERAY_AUTOSCALER, LIMITS, Pool, _arguments, _told, cpu_share
 
 CPU = EngineSection(cpus_per_replica=1.0)
 GPU = EngineSection(gpus_per_replica=2, replicas=4)
@@ -68,3 +70,33 @@ def test_a_pool_of_placement_groups_does_not_grow() -> None:
     with pytest.raises(ConfigError, match=r"engine\.pipeline_parallel"):
         _arguments(Pool(settings, 64), 1.0)
     assert "ray_remote_args_fn" in _arguments(Pool(settings.model_copy(update={"min_replicas": None}), 64), 1.0)
+
+
+def test_a_cluster_that_starts_empty_is_as_large_as_it_may_grow() -> None:
+    """KubeRay starts a job with a head of 0 CPUs, and Ray does not know what its autoscaler may add."""
+    told = _told({LIMITS: '{"CPU": 128, "GPU": 8}', KUBERAY_AUTOSCALER: "true"})
+    assert told == {"CPU": 128.0, "GPU": 8.0}
+    assert cpu_share({"synthesis": Pool(GPU, 64)}, told) == 1.0
+    with pytest.raises(ConfigError, match="need 16 GPUs"):
+        cpu_share({"synthesis": Pool(GPU, 64), "judge": Pool(GPU, 64)}, told)
+
+
+def test_an_autoscaler_that_tells_no_limits_is_trusted_with_any_size() -> None:
+    told = _told({KUBERAY_AUTOSCALER: "true"})
+    assert told == {"CPU": math.inf, "GPU": math.inf}
+    assert cpu_share({"synthesis": Pool(GPU, 64), "judge": Pool(CPU, 64)}, told) == 1.0
+    assert _told({}) == {}
+
+
+@pytest.mark.parametrize("text", ["64", "[]x", '{"CPU": "many"}', '{"CPU": null}'])
+def test_limits_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=LIMITS):
+        _told({LIMITS: text})
+
+
+def test_writes_have_a_bound_where_the_cluster_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adamllm_ray.synthesis import pools
+
+    for cpus, writes in ((4.0, 2), (128.0, 32), (math.inf, 16)):
+        monkeypatch.setattr(pools, "cluster_capacity", lambda cpus=cpus: {"CPU": cpus})
+        assert pools.write_tasks() == writes
