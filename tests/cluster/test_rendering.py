@@ -13,7 +13,7 @@ STAGES = {
     "synthesize": ["cpu", "synthesizer", "judge"],
     "train": ["cpu", "trainer"],
     "evaluate": ["cpu", "synthesizer"],
-    "pipeline": ["cpu", "synthesizer", "judge", "trainer"],
+    "pipeline": ["cpu", "trainer"],
 }
 
 
@@ -67,6 +67,27 @@ def test_the_head_works_for_nobody_and_workers_start_from_nothing(overlay):
     replicas = [each["replicas"] for each in spec["workerGroupSpecs"]]
     assert all(replicas) if overlay == "kueue" else not any(replicas)
     assert spec["autoscalerOptions"]["version"] == "v2"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_driver_that_asks_for_cpus_fits_into_a_pod_of_its_job(overlay):
+    for job in jobs(overlay).values():
+        groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+        largest = max(float(each["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) for each in groups)
+        assert job["spec"].get("entrypointNumCpus", 0) <= largest
+
+
+def test_where_training_shares_a_job_no_pod_has_a_single_gpu():
+    """Ray sees GPUs and no group names: a worker group of training would be spread over pods without NVLink."""
+    for overlay in OVERLAYS:
+        for job in jobs(overlay).values():
+            groups = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+            if "trainer" in {each["groupName"] for each in groups}:
+                kinds = {
+                    each["template"]["spec"]["containers"][0]["resources"]["limits"].get("nvidia.com/gpu")
+                    for each in groups
+                }
+                assert kinds <= {None, "8"}
 
 
 def test_spot_machines_carry_what_can_be_lost():

@@ -24,7 +24,7 @@ def job(overlay: str, stage: str) -> dict:
         ("gpu-h100", "synthesize", 8 * 16 + 16 * 20 + 4 * 20, 20),
         ("gpu-h100", "train", 8 * 16 + 8 * 176, 64),
         ("kueue", "evaluate", 2 * 16 + 8 * 20, 8),
-        ("cpu-dev", "pipeline", 2 * 2 + 2 * 2 + 1 * 2 + 2 * 2, 0),
+        ("cpu-dev", "pipeline", 2 * 2 + 2 * 2, 0),
     ],
 )
 def test_the_groups_of_a_job_at_their_largest(overlay, stage, cpus, gpus):
