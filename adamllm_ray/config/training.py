@@ -95,6 +95,11 @@ class TrainingSection(Section):
         description="Join the examples of a forward pass into one sequence, unpadded; needs token_budget.",
     )
     max_length: Count = Field(default=6144, description="Tokens, image tokens included; longer examples get a verdict.")
+    compile: bool = Field(
+        default=False,
+        description="torch.compile for each layer: fewer passes over memory, a minute more at the start; "
+        "zero_stage 0 to 2.",
+    )
     learning_rate: Positive = 2e-5
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_share: Share = 0.03
@@ -140,6 +145,11 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _engine(self) -> TrainingSection:
+        if self.compile and self.zero_stage == 3:
+            raise ValueError(
+                "training: compile=true does not go with zero_stage=3, which fetches weights between the operations of "
+                "a layer: set zero_stage to 0, 1 or 2, or compile=false"
+            )
         owned = [f"deepspeed.{key}: set {field} instead" for key, field in _OURS.items() if key in self.deepspeed]
         zero = self.deepspeed.get("zero_optimization", {})
         if not isinstance(zero, dict) or "stage" in zero:

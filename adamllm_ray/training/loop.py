@@ -17,7 +17,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -129,6 +129,8 @@ class StepLoop:
         self._base_lrs = [float(group["lr"]) for group in groups]
         self.engine: Any = engine(model, section, groups, world=self.world)
         self._settings = [{k: v for k, v in g.items() if k != "params"} for g in self.engine.optimizer.param_groups]
+        # compiled, it is one pass over logits in half precision instead of several over copies in fp32
+        self._token_losses = torch.compile(token_losses, dynamic=True) if section.compile else token_losses
         self.dtype = torch.bfloat16 if section.precision == "bf16" else torch.float32
 
     def run(
@@ -149,7 +151,7 @@ class StepLoop:
         """
         self.engine.train()
         reports = []
-        for step, batches, waited in _ahead(source, start):
+        for step, batches, waited in _ahead(self._load_from(source), start, source.steps):
             report = self._step(step, batches, asked_to_stop(), waited)
             reports.append(report)
             if on_step is not None:
@@ -211,6 +213,22 @@ class StepLoop:
                 if self.rank == 0:
                     take(name, named[name].detach().to("cpu", copy=True))
 
+    def _load_from(self, source: BatchSource) -> Callable[[int], list[Batch]]:
+        """``source.load``, and for a GPU its dtype and pinned memory, from which it copies while it computes."""
+        if self.engine.device.type != "cuda":
+            return source.load
+
+        def load(step: int) -> list[Batch]:
+            return [
+                replace(batch, inputs={name: self._cast(one).pin_memory() for name, one in batch.inputs.items()})
+                for batch in source.load(step)
+            ]
+
+        return load
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
     def _step(self, step: int, batches: list[Batch], stop: bool, waited: float) -> StepReport:
         began = time.perf_counter()
         torch.manual_seed(self.seed * 1_000_003 + step * 1009 + self.rank)
@@ -226,10 +244,10 @@ class StepLoop:
         if total <= 0:
             raise LossNotFinite(f"step {step + 1}: no token of the global batch carries loss")
         lr = self._set_learning_rate(step)
-        summed = torch.zeros(1 + 2 * len(self.kinds), dtype=torch.float64)
+        summed: Any = 0.0  # a tensor on the engine's device: to read it is to wait for the device
         for index, batch in enumerate(batches):
             loss, parts = self._loss_sum(batch)
-            summed += torch.cat([loss.detach().double().cpu()[None], parts])
+            summed = summed + torch.cat([loss.detach().double()[None], parts])
             # with a token budget the number of micro-batches differs from step to step
             self.engine.set_gradient_accumulation_boundary(index + 1 == len(batches))
             # DeepSpeed averages gradients over workers; we want their sum over the global count of labels
@@ -266,32 +284,30 @@ class StepLoop:
         """Sum of the loss over the batch's labelled tokens, a scalar with gradient; (sum, labels) of each kind."""
         device = self.engine.device
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.inputs.items()}
-        inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        inputs = {name: self._cast(tensor) for name, tensor in inputs.items()}
         if not self.labelled:
             loss = self.engine(**inputs).loss.float() * batch.weight
-            return loss, torch.zeros(2 * len(self.kinds), dtype=torch.float64)
+            return loss, torch.zeros(2 * len(self.kinds), dtype=torch.float64, device=device)
         targets = inputs.pop("labels")[:, 1:]
         columns = (batch.inputs["labels"][:, 1:] != IGNORE).any(0).nonzero().flatten()
         columns = (columns if len(columns) else torch.zeros(1, dtype=torch.long)).to(device)
         logits = self.engine(**inputs, logits_to_keep=columns, use_cache=False).logits
         targets = targets[:, columns]
-        losses = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE, reduction="none"
-        )
+        losses = self._token_losses(logits.flatten(0, 1), targets.flatten())
         apart = self._apart(batch, losses.detach().view(targets.shape), targets, columns)
         return (losses.sum() if batch.weight else losses.sum() * 0.0), apart
 
     def _apart(self, batch: Batch, losses: torch.Tensor, targets: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-        """(sum of the loss, labelled tokens) for each of ``self.kinds``, flat, on the CPU; nothing without kinds."""
+        """(sum of the loss, labelled tokens) for each of ``self.kinds``, flat; nothing without kinds."""
         if not self.kinds or not batch.weight:
-            return torch.zeros(2 * len(self.kinds), dtype=torch.float64)
+            return torch.zeros(2 * len(self.kinds), dtype=torch.float64, device=columns.device)
         which = torch.full(batch.inputs["labels"].shape, -1)
         for row, start, stop, kind in batch.kinds:
             which[row, start:stop] = self.kinds.index(kind)
-        which = which[:, 1:].to(columns.device)[:, columns]
+        which = which[:, 1:].to(columns.device, non_blocking=True)[:, columns]
         found = [((which == index) & (targets != IGNORE)) for index in range(len(self.kinds))]
         pairs = [torch.stack([losses[mask].sum(), mask.sum().float()]) for mask in found]
-        return torch.cat(pairs).double().cpu()
+        return torch.cat(pairs).double()
 
     def _set_learning_rate(self, step: int) -> float:
         factor = schedule_factor(self.section, step, self.steps)
@@ -307,6 +323,11 @@ class StepLoop:
         dist.all_reduce(tensor)
         found: list[float] = tensor.tolist()
         return found
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Nats of each of ``targets`` [tokens], in fp32, from logits [tokens, words]; 0 where nothing is to be learnt."""
+    return torch.nn.functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="none")
 
 
 def schedule_factor(section: TrainingSection, step: int, steps: int) -> float:
@@ -335,14 +356,14 @@ def join_process_group() -> None:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
 
 
-def _ahead(source: BatchSource, start: int) -> Iterator[tuple[int, list[Batch], float]]:
+def _ahead(load: Callable[[int], list[Batch]], start: int, steps: int) -> Iterator[tuple[int, list[Batch], float]]:
     """Batches of each step, the next one prepared in a thread while this one computes, and seconds waited for them."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        upcoming: Future[list[Batch]] | None = pool.submit(source.load, start) if start < source.steps else None
-        for step in range(start, source.steps):
+        upcoming: Future[list[Batch]] | None = pool.submit(load, start) if start < steps else None
+        for step in range(start, steps):
             assert upcoming is not None
             began = time.perf_counter()
             batches = upcoming.result()
             waited = time.perf_counter() - began
-            upcoming = pool.submit(source.load, step + 1) if step + 1 < source.steps else None
+            upcoming = pool.submit(load, step + 1) if step + 1 < steps else None
             yield step, batches, waited

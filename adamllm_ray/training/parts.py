@@ -20,7 +20,7 @@ import torch
 from adamllm_ray.errors import ConfigError, ModelError
 from adamllm_ray.models.families import PARTS, Family, Part, family_of
 from adamllm_ray.training.adapters import adapted_layers, attach_lora, export_whole, saved_modules
-from adamllm_ray.training.attention import attend_in_blocks
+from adamllm_ray.training.attention import attend_in_blocks, attend_to_images
 
 if TYPE_CHECKING:
     from adamllm_ray.config import PartSection, TrainingSection
@@ -65,7 +65,10 @@ def prepare_parts(model: Any, section: TrainingSection) -> Parts:
     checkpoint_layers(model, section)
     if section.packing:
         attend_in_blocks(model)
+    attend_to_images(model)
     attach_lora(model, section)
+    if section.compile:
+        compile_layers(model)
     members = _members(model, section, family, adapted, tuple(f"{name}." for name in saved))
     rows = [_row(part, members[part], section) for part in PARTS]
     for row in rows:
@@ -87,17 +90,12 @@ def checkpoint_layers(model: Any, section: TrainingSection) -> None:
         ConfigError: the part has no layers that can be checkpointed.
     """
     from torch.utils.checkpoint import checkpoint
-    from transformers.modeling_layers import GradientCheckpointingLayer
 
     family = family_of(model.config.model_type)
     for part in ("language_model", "vision_tower"):
         if not getattr(section, part).gradient_checkpointing:
             continue
-        layers = [
-            module
-            for name, module in model.named_modules()
-            if isinstance(module, GradientCheckpointingLayer) and family.find(f"{name}.") == part
-        ]
+        layers = [layer for name, layer in layers_of(model) if family.find(f"{name}.") == part]
         if not layers or not model.supports_gradient_checkpointing:
             raise ConfigError(
                 f"training.{part}.gradient_checkpointing: transformers cannot checkpoint the {part} of a "
@@ -106,6 +104,22 @@ def checkpoint_layers(model: Any, section: TrainingSection) -> None:
         for layer in layers:
             layer.gradient_checkpointing = True
             layer._gradient_checkpointing_func = functools.partial(checkpoint, use_reentrant=False)
+
+
+def layers_of(model: Any) -> list[tuple[str, Any]]:
+    """(name, layer) of all layers that transformers stacks, language model and tower."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [(name, one) for name, one in model.named_modules() if isinstance(one, GradientCheckpointingLayer)]
+
+
+def compile_layers(model: Any, backend: str = "inductor") -> None:
+    """Compile each layer, in place and at its first use, for sequences of any length.
+
+    Layers of a kind are alike, so one compilation serves them all; names of parameters stay as they are.
+    """
+    for _, layer in layers_of(model):
+        layer.compile(dynamic=True, backend=backend)
 
 
 def same_parts(own: list[PartRow], drawn: list[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ ALONE = """
 import runpy, sys
 for name in ("ray", "vllm", "deepspeed", "pydantic", "pyarrow", "boto3", "peft", "mistral_common"):
     sys.modules[name] = None  # an import of it raises ImportError
-sys.argv = ["train_mfu.py", "--tiny", "--steps", "2", "--part", sys.argv[1]]
+sys.argv = ["train_mfu.py", "--tiny", "--eager", "--steps", "2", "--part", sys.argv[1]]
 runpy.run_path("benchmarks/gpu/train_mfu.py", run_name="__main__")
 """
 

@@ -13,7 +13,7 @@ from adamllm_ray.config import TrainingSection
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.checkpoint import load_processor, load_vlm
 from adamllm_ray.models.families import FAMILIES, family_of
-from adamllm_ray.training.parts import parts_table, prepare_parts, same_parts
+from adamllm_ray.training.parts import compile_layers, layers_of, parts_table, prepare_parts, same_parts
 
 
 def section(**keys: Any) -> TrainingSection:
@@ -74,6 +74,37 @@ def test_one_part_can_be_checkpointed_alone(model: Any) -> None:
     on = [name for name, module in model.named_modules() if getattr(module, "gradient_checkpointing", False)]
     assert len(on) == 3
     assert all("vision_tower" in name for name in on)
+
+
+@pytest.mark.slow
+def test_compiled_layers_change_no_loss(tiny_qwen: Path) -> None:
+    """Packed batches of other lengths through compiled layers. The graphs are run as they are: Inductor takes minutes
+    here, and has its turn in benchmarks/gpu/train_mfu.py."""
+    import torch
+
+    from adamllm_ray.training.collate import Collator
+    from adamllm_ray.training.packing import rope_index
+    from tests.training.test_collate import described
+
+    model, processor = load_vlm(tiny_qwen, "float32")
+    collator = Collator(processor, 512, packing=True, rope=rope_index(model.config))
+    batches = [
+        collator([described(processor, number) for number in numbers]).inputs for numbers in ((1, 2), (3, 4, 5), (6,))
+    ]
+    losses = []
+    for compiled in (False, True):
+        own = copy.deepcopy(model)
+        prepare_parts(own, section(packing=True, token_budget=512, max_length=512, lora={"rank": 2}))
+        if compiled:
+            torch._dynamo.reset()
+            torch._dynamo.utils.counters.clear()
+            compile_layers(own, backend="aot_eager")
+        found = [own.train()(**inputs, use_cache=False).loss for inputs in batches]
+        sum(found).backward()
+        losses.append([loss.item() for loss in found])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert not any("_orig_mod" in name for name in own.state_dict())
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= len({type(one) for _, one in layers_of(own)})
 
 
 def test_worker_with_another_model_than_the_driver(model: Any) -> None:
