@@ -1,12 +1,14 @@
 """Pairs/s of an 8 B synthesizer and prompts/s of an 8 B judge on one GPU, with dummy weights: only the work is real.
 
-    python benchmarks/gpu/synthesis_gpu.py [--rows 1024] [--prompts 8192]      on a GPU
+    python benchmarks/gpu/synthesis_gpu.py [--rows 1024] [--prompts 8192] [--precision fp8]      on a GPU
     python benchmarks/gpu/synthesis_gpu.py --tiny                              the same code on a CPU, in two minutes
 
 Needs vLLM 0.25 or newer and nothing of ours but this file and measure.py: no Ray, no download. Synthesizer: LLaVA-NeXT
 with the dimensions of llama3-llava-next-8b, a 640 x 480 image and a caption of 400 tokens in, 512 tokens out. Judge: a
 Llama of 8 B, 1,600 tokens of header that all prompts share (prefix cache), 150 of their own, one token out of three.
-``pairs_per_s`` and ``judge_prompts_per_s``; the paper's A100 gives 2.78 and 11.1.
+``pairs_per_s`` and ``judge_prompts_per_s``; the paper's A100 gives 2.78 and 11.1. ``--precision`` is the synthesizer's:
+``bf16``, or ``fp8`` for weights and KV cache (vLLM quantizes at load; what that does to answers is not measured here).
+The judge is always bf16.
 """
 
 from __future__ import annotations
@@ -30,6 +32,12 @@ VOCAB, IMAGE_ID, PADDING_ID = 128320, 5, 4
 CAPTION_TOKENS = 400
 HEADER_TOKENS, TASK_TOKENS = 1600, 150
 LABEL_IDS = [100, 101, 102]
+SLOTS = {"bf16": 256, "fp8": 384}  # of the synthesizer: what the KV cache of an 80 to 140 GB card holds
+ON_GPU: dict[str, Any] = {  # a shorter start: no autotuning, graphs for decoding alone
+    "dtype": "bfloat16",
+    "gpu_memory_utilization": 0.92,
+    "kernel_config": {"enable_flashinfer_autotune": False},
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ def main() -> None:
     scale = TINY if options.tiny else Scale()
     if options.part:
         count = options.rows if options.part == "synthesizer" else options.prompts
-        print(json.dumps({"synthesizer": synthesizer, "judge": judge}[options.part](scale, count, options.tiny)))
+        precision = "fp32" if options.tiny else options.precision if options.part == "synthesizer" else "bf16"
+        print(json.dumps({"synthesizer": synthesizer, "judge": judge}[options.part](scale, count, precision)))
         return
     found = {part: _in_process(part) for part in ("synthesizer", "judge")}
     finish(
@@ -68,6 +77,10 @@ def main() -> None:
             "pairs_per_s": found["synthesizer"]["per_s"],
             "judge_prompts_per_s": found["judge"]["per_s"],
             "goals": {"pairs_per_s": 8, "judge_prompts_per_s": 100},
+            "precision": {
+                "synthesizer": "fp32" if options.tiny else options.precision,
+                "judge": "fp32" if options.tiny else "bf16",
+            },
             **found,
         },
         hardware_more={"accelerator": found["judge"]["device"]},
@@ -79,7 +92,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="image-caption pairs; 1024, or 8 with --tiny")
     parser.add_argument("--prompts", type=int, help="judge prompts; 8192, or 32 with --tiny")
     parser.add_argument("--tiny", action="store_true", help="small models, few rows, CPU")
-    parser.add_argument("--part", choices=["synthesizer", "judge"], help=argparse.SUPPRESS)
+    parser.add_argument("--precision", choices=["bf16", "fp8"], default="bf16", help="of the synthesizer")
+    parser.add_argument("--part", choices=["synthesizer", "judge"], help="only this one")
     options = parser.parse_args()
     options.rows = options.rows or (8 if options.tiny else 1024)
     options.prompts = options.prompts or (32 if options.tiny else 8192)
@@ -96,7 +110,7 @@ def _in_process(part: str) -> dict[str, Any]:
     return found
 
 
-def synthesizer(scale: Scale, rows: int, tiny: bool) -> dict[str, Any]:
+def synthesizer(scale: Scale, rows: int, precision: str) -> dict[str, Any]:
     """Pairs/s: one image and 400 caption tokens in, 512 tokens out, whatever they are."""
     import numpy as np
     from PIL import Image
@@ -104,7 +118,13 @@ def synthesizer(scale: Scale, rows: int, tiny: bool) -> dict[str, Any]:
 
     folder = tempfile.mkdtemp(prefix="vlm-")
     write_vlm(folder, scale)
-    llm = start(folder, tiny, limit_mm_per_prompt={"image": 1}, max_model_len=6144, mm_processor_cache_gb=0)
+    more: dict[str, Any] = {"quantization": "fp8", "kv_cache_dtype": "fp8"} if precision == "fp8" else {}
+    if precision in SLOTS:
+        slots = SLOTS[precision]
+        graphs = {"cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, *range(8, slots + 1, 8)]}
+        more |= {"max_num_seqs": slots, "max_num_batched_tokens": 8192, "compilation_config": graphs}
+    more |= {"limit_mm_per_prompt": {"image": 1}, "mm_processor_cache_gb": 0, "enable_prefix_caching": False}
+    llm = start(folder, precision, max_model_len=6144, **more)
     width, height = scale.picture
     draw, pixels = random.Random(0), np.random.default_rng(0)
 
@@ -116,13 +136,14 @@ def synthesizer(scale: Scale, rows: int, tiny: bool) -> dict[str, Any]:
     return run(llm, [prompt() for _ in range(rows)], sampling, warm=min(rows, 32))
 
 
-def judge(scale: Scale, prompts: int, tiny: bool) -> dict[str, Any]:
+def judge(scale: Scale, prompts: int, precision: str) -> dict[str, Any]:
     """Prompts/s: 1,600 shared tokens, 150 others, one token out of three with log-probabilities."""
     from vllm import SamplingParams
 
     folder = tempfile.mkdtemp(prefix="judge-")
     write_judge(folder, scale)
-    llm = start(folder, tiny, max_model_len=4096, enable_prefix_caching=True)
+    more = {} if precision == "fp32" else {"max_num_batched_tokens": 16384}
+    llm = start(folder, precision, max_model_len=4096, enable_prefix_caching=True, **more)
     draw = random.Random(0)
     header = [1, *_ids(draw, HEADER_TOKENS)]
     sampling = SamplingParams(
@@ -131,11 +152,12 @@ def judge(scale: Scale, prompts: int, tiny: bool) -> dict[str, Any]:
     return run(llm, [{"prompt_token_ids": header + _ids(draw, TASK_TOKENS)} for _ in range(prompts)], sampling, warm=32)
 
 
-def start(folder: str, tiny: bool, **more: Any) -> Any:
+def start(folder: str, precision: str, **more: Any) -> Any:
     """vLLM's offline engine with dummy weights; its core runs in a process of its own."""
     from vllm import LLM
 
-    device = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8} if tiny else {"dtype": "bfloat16"}
+    on_cpu = {"dtype": "float32", "enforce_eager": True, "max_num_seqs": 8, "gpu_memory_utilization": 0.3}
+    device = on_cpu if precision == "fp32" else ON_GPU
     return LLM(folder, load_format="dummy", generation_config="vllm", seed=0, **device, **more)
 
 

@@ -1,12 +1,14 @@
 """Examples/s, tokens/s and MFU of training on one GPU, random weights: the step loop itself, without Ray around it.
 
-    python benchmarks/gpu/train_mfu.py [--steps 20] [--packing]      on a GPU, about ten minutes
-    python benchmarks/gpu/train_mfu.py --tiny                        the same code on a CPU, in a minute
+    python benchmarks/gpu/train_mfu.py                    on a GPU, about four minutes
+    python benchmarks/gpu/train_mfu.py --tiny             the same code on a CPU, in a minute
 
 Two models, each in a process of its own: all weights of a Qwen2-VL with the dimensions of the 2B one, and LoRA on a
 LLaVA-NeXT with those of llama3-llava-next-8b. A row is a 640 x 480 picture and 200 to 600 tokens of text, most of which
-carry loss. The package's collator, batches, parts and loss run; the engine is DeepSpeed's where it is installed and
-`PlainEngine` otherwise (``--engine``). Needs torch 2.11 and transformers 5.17 with Pillow and torchvision for their
+carry loss. There are sixteen different pictures, so that the thread that makes batches has no pictures to prepare: in
+the product `training.data_workers` do that. The package's collator, batches, parts and loss run, packed and compiled
+(``--padded``, ``--eager``: not); the engine is DeepSpeed's where it is installed and `PlainEngine` otherwise
+(``--engine``). Needs torch 2.11 and transformers 5.17 with Pillow and torchvision for their
 image processors; no Ray, no vLLM, no download. Without pydantic the settings are a plain object, without peft the
 adapters are a few lines here.
 
@@ -35,7 +37,8 @@ from benchmarks.measure import finish, last_json, say
 
 A100 = 312e12  # dense bf16 FLOP/s
 PAPER = {"qwen2_vl_2b": 4.5, "llava_next_8b_lora": 0.77}  # examples/s per A100
-WARM_UP = 3  # steps
+WARM_UP = 2  # steps
+PICTURES = 16
 IMAGE_ID, PAD_ID = 5, 4
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -44,13 +47,18 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 class Plan:
     """What is trained: rows per step, tokens per forward pass, words per row, size of the pictures."""
 
-    batch: int = 32
+    batch: int = 128  # the paper's
+    steps: int = 6
     budget: int = 8192
     text: tuple[int, int] = (200, 600)
     picture: tuple[int, int] = (640, 480)
 
 
-TINY = Plan(8, 512, (20, 60), (80, 60))
+PLANS = {  # a step of a few seconds each
+    "qwen2_vl_2b": Plan(budget=16384),  # about 115 GiB; 80 with 8192
+    "llava_next_8b_lora": Plan(batch=32),
+}
+TINY = Plan(8, 4, 512, (20, 60), (80, 60))
 
 
 def main() -> None:
@@ -73,14 +81,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="small models, few rows, CPU")
     parser.add_argument("--steps", type=int, default=None, help=f"optimizer steps after {WARM_UP} of warm-up")
     parser.add_argument("--budget", type=int, default=None, help="tokens of a forward pass")
-    parser.add_argument("--packing", action="store_true", help="joined sequences (needs flash attention to be quick)")
+    parser.add_argument("--padded", action="store_true", help="padded batches instead of joined sequences")
+    parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--attention", default="sdpa", help="sdpa, flash_attention_2, flex_attention, ...")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations")
     parser.add_argument("--engine", choices=["auto", "plain", "deepspeed"], default="auto")
-    parser.add_argument("--part", choices=[*PAPER], help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    options.steps = options.steps or (4 if options.tiny else 20)
-    return options
+    parser.add_argument("--part", choices=[*PAPER], help="only this model, and no line for the results")
+    return parser.parse_args()
 
 
 def _in_process(part: str) -> dict[str, Any]:
@@ -104,12 +111,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from adamllm_ray.training.loop import StepLoop
     from adamllm_ray.training.packing import rope_index
 
-    plan = TINY if options.tiny else Plan()
+    plan = TINY if options.tiny else PLANS[options.part]
+    steps = options.steps or plan.steps
     section = settings(options, plan)
     config, processor = (llava_next if "llava" in options.part else qwen2_vl)(options.tiny)
     model = build(config, options, section)
     groups = trainable(model, section)
-    made = rows((WARM_UP + options.steps) * plan.batch, plan, config.get_text_config().vocab_size)
+    made = rows((WARM_UP + steps) * plan.batch, plan, config.get_text_config().vocab_size)
     collator = Collator(
         processor,
         section.max_length,
@@ -159,7 +167,8 @@ def settings(options: argparse.Namespace, plan: Plan) -> Any:
         "global_batch": plan.batch,
         "micro_batch": 1,
         "token_budget": options.budget or plan.budget,
-        "packing": options.packing,
+        "packing": not options.padded,
+        "compile": not options.eager,
         "max_length": options.budget or plan.budget,
         "epochs": 1,
         "max_steps": None,
@@ -277,15 +286,17 @@ def rows(count: int, plan: Plan, vocabulary: int) -> list[Any]:
 
     from adamllm_ray.training.conversations import IGNORE, Example
 
-    draw, pixels, made = random.Random(0), np.random.default_rng(0), []
-    for number in range(count):
-        words = [draw.randrange(10, vocabulary) for _ in range(draw.randint(*plan.text))]
-        asked = min(30, len(words) // 4)
+    draw, pixels, pictures, made = random.Random(0), np.random.default_rng(0), [], []
+    for _ in range(PICTURES):
         buffer = io.BytesIO()
         noise = pixels.integers(0, 255, (plan.picture[1] // 8, plan.picture[0] // 8, 3), dtype=np.uint8)
         Image.fromarray(noise).resize(plan.picture).save(buffer, "JPEG")
+        pictures.append(buffer.getvalue())
+    for number in range(count):
+        words = [draw.randrange(10, vocabulary) for _ in range(draw.randint(*plan.text))]
+        asked = min(30, len(words) // 4)
         labels = [IGNORE] * (2 + asked) + words[asked:]
-        made.append(Example(str(number), [1, IMAGE_ID, *words], labels, buffer.getvalue()))
+        made.append(Example(str(number), [1, IMAGE_ID, *words], labels, pictures[number % PICTURES]))
     return made
 
 
