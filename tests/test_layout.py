@@ -98,6 +98,7 @@ TESTED_WITH_A_NEIGHBOUR = {
     "report/gallery.py": "report/test_build.py",
     "report/plots.py": "report/test_build.py",
     "synthesis/backpressure.py": "synthesis/test_faults.py",
+    "synthesis/release.py": "synthesis/test_graph.py",
     "training/board.py": "training/test_trainer.py",
     "training/replay.py": "training/test_stream.py",
     "training/worker.py": "training/test_trainer.py",

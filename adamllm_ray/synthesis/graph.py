@@ -22,6 +22,7 @@ from adamllm_ray.errors import AdamLLMError, ReplicasLost
 from adamllm_ray.ray_runtime import disk_error, links, own_error
 from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer
 from adamllm_ray.synthesis.pools import IO_CPUS, Pool, fit_pools, write_tasks
+from adamllm_ray.synthesis.release import written_blocks_let_go
 
 if TYPE_CHECKING:
     import ray.data
@@ -41,7 +42,8 @@ def run_graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engin
     """
     from adamllm_ray.synthesis.backpressure import bounded_waiting  # imports ray.data
 
-    with _resumable(stage, config.synthesis.stall_minutes), bounded_waiting(_limits(config)):
+    resumable = _resumable(stage, config.synthesis.stall_minutes)
+    with resumable, bounded_waiting(_limits(config)), written_blocks_let_go():
         dataset = _graph(config, files, stage, engine_maker)
         try:
             dataset.write_parquet(

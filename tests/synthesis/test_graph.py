@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -18,6 +19,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ReplicasLost
 from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec
 from adamllm_ray.synthesis.pipeline import synthesize
+from adamllm_ray.synthesis.release import written_blocks_let_go
 from adamllm_ray.synthesis.watch import committed_rows
 from tests.synthesis.fakes import FakeEngine, FakeMaker, config_for, png, write_ingest
 
@@ -120,3 +122,27 @@ def test_readers_are_no_more_than_the_replicas_need(
     config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE | {"replicas": 3})
     assert synthesize(config, run, engine_maker=FakeMaker(str(tmp_path / "log"))).kept == 120
     assert asked == [3]
+
+
+def test_written_blocks_leave_nothing_in_the_driver(tmp_path: Path) -> None:
+    """Ray by itself keeps a reference to the result of each of the 40 blocks, beside those of the 40 that it read."""
+    import ray.data
+    from ray.data._internal.execution.interfaces import RefBundle
+    from ray.data.dataset import MaterializedDataset
+
+    def alive() -> int:
+        gc.collect()
+        return sum(len(one.blocks) for one in gc.get_objects() if type(one) is RefBundle)
+
+    def kept(name: str) -> int:
+        before = alive()
+        numbers = ray.data.range(40, override_num_blocks=40)
+        numbers.write_parquet(str(tmp_path / name))
+        return alive() - before
+
+    by_ray = kept("by_ray")
+    with written_blocks_let_go():
+        ours = kept("ours")
+        assert isinstance(ray.data.range(3).materialize(), MaterializedDataset)
+    assert by_ray - ours >= 40
+    assert sorted(row["id"] for row in ray.data.read_parquet(str(tmp_path / "ours")).take_all()) == [*range(40)]
