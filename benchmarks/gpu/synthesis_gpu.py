@@ -104,7 +104,10 @@ def _in_process(part: str) -> dict[str, Any]:
     say(f"{part} ...")
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     command = [sys.executable, __file__, *sys.argv[1:], "--part", part]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    if done.returncode:
+        say(done.stdout)  # vLLM writes there why an engine died
+        raise SystemExit(f"{part} ended with {done.returncode}")
     found = last_json(done.stdout)
     say(f"{part}: {found['per_s']} per second")
     return found
