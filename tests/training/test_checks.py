@@ -38,6 +38,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"gpus_per_worker": 4}, "set workers=8 and gpus_per_worker=1"),
     ({"zero_stage": 3}, r"zero_stage: 3 would shard nothing.*100,000.*stage3_param_persistence_threshold: 0"),
     ({"deepspeed": {"bf16": {"enabled": True}}}, "deepspeed.bf16: set precision instead"),
+    ({"compile": True, "zero_stage": 3}, "compile=true does not go with zero_stage=3"),
     ({"deepspeed": {"zero_optimization": {"stage": 3}}}, "set zero_stage instead"),
     (
         {"zero_stage": 3, "deepspeed": {"zero_optimization": {"stage3_param_persistence_threshold": "few"}}},
