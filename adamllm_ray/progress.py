@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, one plain line a minute in a log."""
+"""Progress of long work: a live bar on a terminal, one plain line a minute in a log, gauges on Ray's endpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adamllm_ray import gauges
 
 PLAIN_INTERVAL_S = 60.0
 
@@ -28,6 +30,9 @@ class Task:
         if self._first is None and done:
             self._first = time.monotonic(), done
         self.done = done
+        gauges.show("stage_done", done, stage=self.label)
+        if self.total is not None:  # again each time: the connection to Ray may be newer than this task
+            gauges.show("stage_total", self.total, stage=self.label)
         if self._bar is not None and self._id is not None:
             words = [f"{self.rate:.3g}/s"] if self.rate else []
             self._bar.update(self._id, completed=done, note=", ".join([*words, *([note] if note else [])]))
