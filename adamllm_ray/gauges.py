@@ -52,6 +52,13 @@ def show(name: str, value: float, **tags: str) -> None:
     _made[name].set(value, tags=tags)
 
 
+def show_progress(stage: str, done: int, total: int | None) -> None:
+    """How far a stage is; both again each time, since the connection to Ray may be newer than the stage."""
+    show("stage_done", done, stage=stage)
+    if total is not None:
+        show("stage_total", total, stage=stage)
+
+
 def show_training(curves: Mapping[str, float]) -> None:
     """The curves of a step, named as the trackers name them (``loss``, ``loss/caption``, ``speed/mfu``)."""
     for name, value in curves.items():

@@ -27,12 +27,10 @@ class Task:
 
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` units are done in all; ``note`` is a few words shown behind the bar."""
+        gauges.show_progress(self.label, done, self.total)
         if self._first is None and done:
             self._first = time.monotonic(), done
         self.done = done
-        gauges.show("stage_done", done, stage=self.label)
-        if self.total is not None:  # again each time: the connection to Ray may be newer than this task
-            gauges.show("stage_total", self.total, stage=self.label)
         if self._bar is not None and self._id is not None:
             words = [f"{self.rate:.3g}/s"] if self.rate else []
             self._bar.update(self._id, completed=done, note=", ".join([*words, *([note] if note else [])]))
