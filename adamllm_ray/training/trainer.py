@@ -264,6 +264,7 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[Pa
     stage = run.stage(STAGE)
     with ray_session(), open_trackers(config, stage) as tell, progress.task(STAGE, steps) as bar:
         board, stopping = start_board(), threading.Event()
+        bar.update(0)  # who watches sees a training that waits for machines
 
         def hear(reports: list[dict[str, Any]]) -> None:
             bar.update(reports[-1]["step"], step_words(reports[-1]))
