@@ -7,12 +7,17 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from adamllm_ray.synthesis.meters import Meters
+from adamllm_ray.synthesis.requests import Completion
+
 PATIENCE_S = 120  # Ray's agent collects every few seconds, and starts late on a busy machine
+DONE = Completion("a", [1, 2, 3], prompt_tokens=10, cached_tokens=4)
 
 
 @contextmanager
@@ -47,3 +52,22 @@ def samples(until: Callable[[list[Sample]], bool]) -> list[Sample]:
 def names(found: list[Sample]) -> set[str]:
     """Names of the series, as a query has to write them."""
     return {sample.name for sample in found}
+
+
+class _Replica:
+    """An actor with the meters of an engine."""
+
+    def work(self) -> None:
+        self.meters = Meters("judge")
+        self.meters.ready(8)
+        self.meters.started()
+        self.meters.finished(DONE)
+        self.meters.started()
+        self.meters.kv_use(0.5)
+
+
+def a_replica() -> Any:
+    """A replica named "judge" with 8 slots: one request done, another inside. It lives as long as the handle."""
+    replica = ray.remote(num_cpus=0)(_Replica).remote()
+    ray.get(replica.work.remote())
+    return replica

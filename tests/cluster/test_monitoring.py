@@ -9,12 +9,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import ray
 import yaml
 
 from adamllm_ray import gauges
-from adamllm_ray.synthesis.meters import Meters
-from adamllm_ray.synthesis.requests import Completion
 from tests.cluster import test_network as network
 from tests.cluster.monitoring import (
     LABELS,
@@ -27,7 +24,7 @@ from tests.cluster.monitoring import (
     selectors,
 )
 from tests.cluster.rendering import CLUSTER, OVERLAYS, kept
-from tests.scraping import local_ray, names, samples
+from tests.scraping import a_replica, local_ray, names, samples
 
 FOLDER = CLUSTER / "monitoring"
 OBJECTS = {f"{each['kind']}/{each['metadata']['name']}": each for each in kept()["monitoring"]}
@@ -232,17 +229,6 @@ def test_a_metric_that_is_taken_out_of_the_code_is_missed(monkeypatch: pytest.Mo
     assert any("nothing emits" in each for each in alert_problems(RULES["AdamllmNoProgress"]))
 
 
-class _Replica:
-    """An actor with the meters of an engine."""
-
-    def work(self) -> None:
-        self.meters = Meters("judge")
-        self.meters.ready(8)
-        self.meters.started()
-        self.meters.finished(Completion("a", [1], prompt_tokens=2, cached_tokens=1))
-        self.meters.kv_use(0.5)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_they_are_on_the_page_of_a_real_ray_with_the_labels_that_are_asked_for() -> None:
@@ -252,11 +238,11 @@ def test_they_are_on_the_page_of_a_real_ray_with_the_labels_that_are_asked_for()
             asked[name] = asked.get(name, set()) | labels
     expected = {name for name in asked if not name.startswith(ELSEWHERE)} - AFTER_A_FAULT - {"up"}
     with local_ray():
-        replica = ray.remote(num_cpus=0)(_Replica).remote()
-        ray.get(replica.work.remote())
+        replica = a_replica()
         for name, (_, keys) in gauges.GAUGES.items():
             gauges.show(name, 1, **dict.fromkeys(keys, "x"))
         found = samples(lambda found: names(found) >= expected)
+    assert replica
     assert expected <= names(found)
     for name in expected:
         labels = set().union(*(sample.labels for sample in found if sample.name == name))

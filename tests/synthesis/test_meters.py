@@ -1,13 +1,10 @@
 from __future__ import annotations
 
 import pytest
-import ray
 
 from adamllm_ray.synthesis.meters import COUNTERS, GAUGES, Meters
 from adamllm_ray.synthesis.requests import Completion
-from tests.scraping import local_ray, names, samples
-
-DONE = Completion("a", [1, 2, 3], prompt_tokens=10, cached_tokens=4)
+from tests.scraping import DONE, a_replica, local_ray, names, samples
 
 
 def test_totals_without_ray() -> None:
@@ -29,9 +26,9 @@ def test_figures_appear_on_rays_metrics_endpoint() -> None:
         f"ray_adamllm_engine_{name}" for name in GAUGES
     }
     with local_ray():
-        replica = ray.remote(num_cpus=0)(_Replica).remote()
-        ray.get(replica.work.remote())
+        replica = a_replica()
         found = samples(lambda found: names(found) >= wanted)
+    assert replica
     ours = [sample for sample in found if sample.name in wanted]
     assert names(ours) == wanted
     assert {sample.labels["model"] for sample in ours} == {"judge"}
@@ -40,15 +37,3 @@ def test_figures_appear_on_rays_metrics_endpoint() -> None:
         "rows_total": 1, "prompt_tokens_total": 10, "cached_tokens_total": 4, "generated_tokens_total": 3,
         "slots": 8, "in_flight": 1, "kv_use": 0.5, "prefix_hit_rate": 0.4,
     }  # fmt: skip
-
-
-class _Replica:
-    """An actor with the meters of an engine."""
-
-    def work(self) -> None:
-        self.meters = Meters("judge")
-        self.meters.ready(8)
-        self.meters.started()
-        self.meters.finished(DONE)
-        self.meters.started()
-        self.meters.kv_use(0.5)
