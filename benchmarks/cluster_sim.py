@@ -1,6 +1,6 @@
 """Throughput and goodput from 1 to 256 GPUs, predicted by two discrete-event models: simulated_synthesis, _training.
 
-    python -m benchmarks.cluster_sim                          the paper's per-row costs; 20 minutes of one core
+    python -m benchmarks.cluster_sim                          the paper's per-row costs; some minutes on two cores
     python -m benchmarks.cluster_sim --plan runs/mine/plan/plan.json --start-s 240 --provision-s 420
 
 First the model is checked against what real Ray did on this machine (`check`): the last lines of
