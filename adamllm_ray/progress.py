@@ -1,4 +1,4 @@
-"""Progress of long work: a live bar on a terminal, one plain line a minute in a log."""
+"""Progress of long work: a live bar on a terminal, one plain line a minute in a log, gauges on Ray's endpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adamllm_ray import gauges
 
 PLAIN_INTERVAL_S = 60.0
 
@@ -25,6 +27,7 @@ class Task:
 
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` units are done in all; ``note`` is a few words shown behind the bar."""
+        gauges.show_progress(self.label, done, self.total)
         if self._first is None and done:
             self._first = time.monotonic(), done
         self.done = done

@@ -1,6 +1,6 @@
 """Throughput and goodput from 1 to 256 GPUs, predicted by two discrete-event models: simulated_synthesis, _training.
 
-    python -m benchmarks.cluster_sim                          the paper's per-row costs, 20 minutes on one core
+    python -m benchmarks.cluster_sim                          the paper's per-row costs; some minutes on two cores
     python -m benchmarks.cluster_sim --plan runs/mine/plan/plan.json --start-s 240 --provision-s 420
 
 First the model is checked against what real Ray did on this machine (`check`): the last lines of
@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,13 +52,14 @@ def main() -> None:
     """Check, predict, print the line."""
     options = _options()
     costs = _costs(options)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        sweeps = {"synthesis": list(synthesis_sweep(costs, pool)), "blocks": list(block_sweep(costs, pool))}
     finish(
         "cluster_sim",
         {
             "inputs": {**vars(costs), "from": options.plan.name if options.plan else "paper, one A100"},
             "check": {**checked_loop(costs), **checked_scale(costs)},
-            "synthesis": list(synthesis_sweep(costs)),
-            "blocks": list(block_sweep(costs)),
+            **sweeps,
             "training": list(training_sweep(costs)),
         },
     )
@@ -160,31 +163,38 @@ def _job(costs: Costs, synthesizers: int, judges: int, rows: int, gpus: float, m
     )
 
 
-def synthesis_sweep(costs: Costs) -> Iterator[dict[str, Any]]:
+def synthesis_sweep(costs: Costs, pool: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
     """Every number of GPUs for a million images, with and without losses; the corners for the other sizes."""
-    for rows in IMAGES:
-        for losses in LOSSES if rows == 1_000_000 else (1.0,):
-            for gpus in GPUS if rows == 1_000_000 else GPUS[3::2] if rows > 1_000_000 else GPUS[::2]:
-                job = job_for(costs, gpus, rows, losses_per_node_day=losses)
-                found = _timed(f"{rows} images, {gpus} GPUs, {losses:g} losses", job)
-                yield {
-                    "images": rows,
-                    "gpus": gpus,
-                    "judges": job.judges.count,
-                    "losses_per_node_day": losses,
-                    "hours": round(found.seconds / 3600, 2),
-                    **_shown(found),
-                }
+    cases = [
+        (rows, losses, gpus)
+        for rows in reversed(IMAGES)  # the long ones first
+        for losses in (LOSSES if rows == 1_000_000 else (1.0,))
+        for gpus in (GPUS if rows == 1_000_000 else GPUS[3::2] if rows > 1_000_000 else GPUS[::2])
+    ]
+    jobs = [job_for(costs, gpus, rows, losses_per_node_day=losses) for rows, losses, gpus in cases]
+    words = [f"{rows} images, {gpus} GPUs, {losses:g} losses" for rows, losses, gpus in cases]
+    for (rows, losses, gpus), job, found in zip(cases, jobs, pool.map(_timed, words, jobs), strict=True):
+        yield {
+            "images": rows,
+            "gpus": gpus,
+            "judges": job.judges.count,
+            "losses_per_node_day": losses,
+            "hours": round(found.seconds / 3600, 2),
+            **_shown(found),
+        }
 
 
-def block_sweep(costs: Costs) -> Iterator[dict[str, Any]]:
+def block_sweep(costs: Costs, pool: ProcessPoolExecutor) -> Iterator[dict[str, Any]]:
     """How large blocks must be for one driver to keep 256 faster GPUs busy: 8 pairs/s and 100 prompts/s of each."""
     fast = replace(costs, synthesizer_s=1 / 8, judge_s=1 / 100)
-    for rows_per_block in (16, 64, 256):
-        for gpus in (64, 256):
-            job = job_for(fast, gpus, 1_000_000, rows_per_block=rows_per_block, losses_per_node_day=1.0)
-            found = _timed(f"blocks of {rows_per_block}, {gpus} GPUs", job)
-            yield {"rows_per_block": rows_per_block, "gpus": gpus, "driver_busy": found.driver_busy, **_shown(found)}
+    cases = [(rows_per_block, gpus) for rows_per_block in (16, 64, 256) for gpus in (64, 256)]
+    jobs = [
+        job_for(fast, gpus, 1_000_000, rows_per_block=rows_per_block, losses_per_node_day=1.0)
+        for rows_per_block, gpus in cases
+    ]
+    words = [f"blocks of {rows_per_block}, {gpus} GPUs" for rows_per_block, gpus in cases]
+    for (rows_per_block, gpus), found in zip(cases, pool.map(_timed, words, jobs), strict=True):
+        yield {"rows_per_block": rows_per_block, "gpus": gpus, "driver_busy": found.driver_busy, **_shown(found)}
 
 
 def _timed(words: str, job: Job) -> Outcome:

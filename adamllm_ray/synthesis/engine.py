@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adamllm_ray.errors import ConfigError, ModelError
+from adamllm_ray.gauges import in_ray
 from adamllm_ray.models.adapter import resolve_adapter
 from adamllm_ray.synthesis.engine_arguments import engine_arguments
-from adamllm_ray.synthesis.meters import Meters, in_ray
+from adamllm_ray.synthesis.meters import Meters
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec, TextEngine, match_completions
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Engine:
             raise ConfigError(f"engine.extra: vLLM does not take these arguments: {error}") from error
         except (ValueError, RuntimeError, OSError) as error:
             raise ModelError(f"vLLM cannot start {model}: {' '.join(str(error).split())}") from error
+        self.meters.ready(settings.slots)
 
     async def generate(self, requests: Sequence[Request], sampling: SamplingSpec) -> list[Completion]:
         """One completion per request, in the same order; may be called concurrently from one event loop.

@@ -5,15 +5,16 @@
 
 Inside Ray every figure appears on the node's metrics endpoint with a ``ray_`` prefix and the label ``model``:
 ``adamllm_engine_rows`` (label ``outcome``: ok or error), ``..._prompt_tokens``, ``..._cached_tokens``,
-``..._generated_tokens``, ``..._in_flight``, ``..._kv_use`` (share of the KV cache), ``..._prefix_hit_rate`` (share of
-all prompt tokens so far that came from the prefix cache). Without Ray only the totals are kept.
+``..._generated_tokens`` (Ray adds ``_total`` to these four), ``..._slots``, ``..._in_flight``, ``..._kv_use`` (share of
+the KV cache), ``..._prefix_hit_rate`` (share of all prompt tokens so far that came from the prefix cache). Without Ray
+only the totals are kept.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
+from adamllm_ray.gauges import PREFIX, in_ray
 from adamllm_ray.synthesis.requests import Completion
 
 COUNTERS = {
@@ -23,6 +24,7 @@ COUNTERS = {
     "generated_tokens": "Tokens that the model wrote.",
 }
 GAUGES = {
+    "slots": "Requests that the engine works on at a time. There from the moment it is loaded: one series per replica.",
     "in_flight": "Requests inside the engine.",
     "kv_use": "Share of the KV cache in use.",
     "prefix_hit_rate": "Share of all prompt tokens so far that came from the prefix cache.",
@@ -35,6 +37,11 @@ class Meters:
     def __init__(self, model: str) -> None:
         self.totals: dict[str, int] = dict.fromkeys([*COUNTERS, "errors", "in_flight"], 0)
         self._metrics = _ray_metrics(model)
+
+    def ready(self, slots: int) -> None:
+        """The engine is loaded."""
+        self._set("slots", slots)
+        self._set("in_flight", self.totals["in_flight"])
 
     def started(self) -> None:
         """A request went into the engine."""
@@ -70,12 +77,6 @@ class Meters:
             self._metrics[name].set(value)
 
 
-def in_ray() -> bool:
-    """This process is a Ray worker or driver, so that metrics have somewhere to go. Does not import Ray."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
 def _ray_metrics(model: str) -> dict[str, Any]:
     if not in_ray():
         return {}
@@ -84,9 +85,9 @@ def _ray_metrics(model: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, words in COUNTERS.items():
         keys = ("model", "outcome") if name == "rows" else ("model",)
-        made[name] = metrics.Counter(f"adamllm_engine_{name}", words, keys)
+        made[name] = metrics.Counter(f"{PREFIX}engine_{name}", words, keys)
     for name, words in GAUGES.items():
-        made[name] = metrics.Gauge(f"adamllm_engine_{name}", words, ("model",))
+        made[name] = metrics.Gauge(f"{PREFIX}engine_{name}", words, ("model",))
     for metric in made.values():
         metric.set_default_tags({"model": model})
     return made

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from adamllm_ray import progress
+from adamllm_ray import gauges, progress
 from adamllm_ray.data import storage
 from adamllm_ray.data.run import StageFolder
+from adamllm_ray.data.verdicts import Verdict
 
 POLL_S, REMOTE_POLL_S = 2.0, 15.0
 SHARE = 20  # looking takes at most this part of the time
@@ -149,6 +150,8 @@ def shown(stage: StageFolder, label: str, total: int) -> Iterator[None]:
             with suppress(OSError, pa.ArrowException):  # a look at the clock is not worth a failed run
                 seen = watch.look()
                 bar.update(seen.rows, seen.outcome())
+                for name, rows in seen.verdicts.items():
+                    gauges.show("stage_rows", rows, stage=label, verdict=name, outcome=Verdict(name).outcome)
 
         def poll() -> None:
             pause = POLL_S if stage.place.local else REMOTE_POLL_S

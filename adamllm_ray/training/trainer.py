@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adamllm_ray import progress
+from adamllm_ray import gauges, progress
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
 from adamllm_ray.data.manifest import Manifest, code_version
@@ -38,7 +38,7 @@ from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
 from adamllm_ray.training.board import failure, start_board, watching
-from adamllm_ray.training.trackers import open_trackers, require
+from adamllm_ray.training.trackers import open_trackers, require, scalars
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
 
 if TYPE_CHECKING:
@@ -264,10 +264,12 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[Pa
     stage = run.stage(STAGE)
     with ray_session(), open_trackers(config, stage) as tell, progress.task(STAGE, steps) as bar:
         board, stopping = start_board(), threading.Event()
+        bar.update(0)  # who watches sees a training that waits for machines
 
         def hear(reports: list[dict[str, Any]]) -> None:
             bar.update(reports[-1]["step"], step_words(reports[-1]))
             tell(reports)
+            gauges.show_training(scalars(reports[-1]))
 
         with watching(board, hear, stopping), _gentle_sigterm(stopping):
             error = _fit(config, run, job | {"board": board})

@@ -21,7 +21,9 @@ import yaml
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KEPT = Path(__file__).parent / "rendered.json.gz"
 OVERLAYS = ("gpu-h100", "gpu-spot", "cpu-dev", "kueue")
-FOLDERS = {"platform": CLUSTER / "platform", **{name: CLUSTER / "overlays" / name for name in OVERLAYS}}
+FOLDERS = {name: CLUSTER / name for name in ("platform", "monitoring")} | {
+    name: CLUSTER / "overlays" / name for name in OVERLAYS
+}
 SINCE = (5, 0)  # of kustomize
 
 

@@ -18,8 +18,10 @@ from adamllm_ray.errors import ConfigError
 from adamllm_ray.report.summary import size_lines
 from adamllm_ray.synthesis.graph import UNEVENNESS
 from adamllm_ray.synthesis.sizing import GIB, Speed, Target, lost_share, reckon, size
+from benchmarks.cluster_sim import last_line
 from benchmarks.simulated_synthesis import Job, Lengths, Replicas, Synthesis
 
+PAGE = Path(__file__).parents[2] / "docs" / "sizing.md"
 pytestmark = pytest.mark.timeout(120)
 
 PROBE = {"synthesizer_seconds": 0.36, "judge_seconds": 0.09, "start_seconds": 180.0}
@@ -127,3 +129,24 @@ def test_the_command_reads_the_plan_of_the_run(tmp_path: Path) -> None:
     assert "GPUs on" in shown.output
     found = json.loads(CliRunner().invoke(app, [*asked, "--price", "2", "--json"]).output)
     assert found["cost"] == pytest.approx(2 * found["gpu_hours"])
+
+
+def test_the_line_of_sizes_is_what_the_sums_give_now() -> None:
+    from benchmarks.cluster_sim import IMAGES
+    from benchmarks.sizes import HOURS, needs, shown
+
+    line = last_line("sizes")
+    assert line is not None
+    again = [shown(images, needs(images, hours)) for images in IMAGES for hours in HOURS[images]]
+    assert json.loads(json.dumps(again)) == line["table"]
+
+
+def test_every_table_of_the_page_is_printed_from_a_line() -> None:
+    from benchmarks.sizing_tables import tables
+
+    page = PAGE.read_text("utf-8")
+    for name, text in tables().items():
+        assert text in page, f"{name}: python -m benchmarks.sizing_tables"
+    tabled = {line for text in tables().values() for line in text.splitlines()}
+    numbers = [line for line in page.splitlines() if line.startswith("| ") and line not in tabled]
+    assert not [line for line in numbers if line.removeprefix("| ")[0].isdigit()], "a row of figures typed by hand"
