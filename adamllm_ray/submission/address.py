@@ -84,6 +84,7 @@ class RayCluster:
                     raise
             else:
                 if info.status.is_terminal():
+                    log.end()
                     return _ended(info, say)
             time.sleep(PAUSE_S)
 
@@ -107,19 +108,23 @@ class _Log:
     """Lines of a log that is read from its start again after each lost connection; each line is passed on once."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self._say, self._said = say, 0
+        self._say, self._said, self._rest = say, 0, ""
 
     async def pass_on(self, chunks: Any) -> None:
-        seen, rest = 0, ""
+        """Read until the connection ends."""
+        seen, self._rest = 0, ""
         async for chunk in chunks:
-            *lines, rest = (rest + chunk).split("\n")
+            *lines, self._rest = (self._rest + chunk).split("\n")
             for line in lines:
                 seen += 1
                 if seen > self._said:
                     self._said = seen
                     self._say(line)
-        if rest:
-            self._say(rest)
+
+    def end(self) -> None:
+        """No more will come: the last line may be an unfinished one."""
+        if self._rest:
+            self._say(self._rest)
 
 
 def _ended(info: Any, say: Callable[[str], None]) -> int:

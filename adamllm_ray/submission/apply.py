@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from adamllm_ray.errors import AdamLLMError, ClusterError, ConfigError
@@ -30,9 +32,10 @@ _REFUSALS = (
     "(Forbidden)",
     "(NotFound)",
     "(AlreadyExists)",
-    "(Invalid)",
+    " is invalid: ",
     "no matches for",
 )
+_STRICT = {"field_validation": "Strict"}  # as kubectl asks: a field that the server does not know is an error
 
 
 class Kubernetes(Protocol):
@@ -70,9 +73,11 @@ def submit(api: Kubernetes, config_map: Manifest, job: Manifest) -> None:
     try:
         made = api.create(job)
     except BaseException:
-        api.delete(config_map)
+        with suppress(AdamLLMError):  # why the job was refused is what the user wants to know
+            api.delete(config_map)
         raise
-    api.own(config_map, made)
+    with suppress(AdamLLMError):  # the job runs; its configuration would stay behind, a few kilobytes
+        api.own(config_map, made)
 
 
 def owner_of(job: Manifest) -> dict[str, Any]:
@@ -127,8 +132,9 @@ class PythonClient:
     def __init__(self) -> None:
         package = importlib.import_module("kubernetes")
         self._failure = importlib.import_module("kubernetes.client.exceptions").ApiException
+        named = os.environ.get("KUBECONFIG")  # the package reads it once, when it is imported
         try:
-            package.config.load_config()
+            package.config.load_config(**({"config_file": named} if named else {}))
         except package.config.ConfigException as error:
             raise ConfigError(f"no cluster is configured on this machine: {error}") from None
         self._core, self._custom = package.client.CoreV1Api(), package.client.CustomObjectsApi()
@@ -137,10 +143,10 @@ class PythonClient:
         """See `Kubernetes`."""
         namespace = manifest["metadata"]["namespace"]
         if manifest["kind"] == "ConfigMap":
-            self._ask(self._core.create_namespaced_config_map, namespace, dict(manifest))
+            self._ask(self._core.create_namespaced_config_map, namespace, dict(manifest), **_STRICT)
             return manifest
         made: Manifest = self._ask(
-            self._custom.create_namespaced_custom_object, GROUP, VERSION, namespace, JOBS, dict(manifest)
+            self._custom.create_namespaced_custom_object, GROUP, VERSION, namespace, JOBS, dict(manifest), **_STRICT
         )
         return made
 
@@ -161,17 +167,17 @@ class PythonClient:
         )
         return found
 
-    def _ask(self, call: Callable[..., Any], *arguments: Any) -> Any:
+    def _ask(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """The answer; None where a thing that is looked for or deleted is not there."""
         try:
-            return call(*arguments, _request_timeout=TIMEOUT_S)
+            return call(*arguments, **named, _request_timeout=TIMEOUT_S)
         except self._failure as error:
             if error.status == 404 and call.__name__.startswith(("get", "delete")):
                 return None
             raise _error(
                 f"Kubernetes: {error.status} {error.reason}: {_message(error)}", error.status in REFUSED
             ) from None
-        except OSError as error:  # urllib3's errors of the network are not: below
+        except OSError as error:  # urllib3's errors are none: below
             raise ClusterError(f"Kubernetes does not answer: {error}") from None
         except importlib.import_module("urllib3").exceptions.HTTPError as error:
             raise ClusterError(f"Kubernetes does not answer: {error}") from None

@@ -23,7 +23,7 @@ def refuse_local(job: str, config: RunConfig, mounted: Sequence[str] = ()) -> No
     """Raise ConfigError naming every field of the job's stages that holds a local path outside ``mounted``."""
     wrong = [
         f"  {field}: {value!r} is a path of this machine; give {instead}"
-        for field, value, instead in _fields(job, config)
+        for field, value, instead in dict.fromkeys(_fields(job, config))  # two stages may read the same
         if not _travels(value, instead == MODEL) and not _is_below(value, mounted)
     ]
     if wrong:
