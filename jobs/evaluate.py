@@ -1,6 +1,6 @@
 """Base and adapted model answer the same questions, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/evaluate.py my.yaml --set run.output=s3://bucket/run
+    ray job submit --working-dir jobs -- python evaluate.py configs/my.yaml --set run.output=s3://bucket/run
 
 Same arguments, output and exit codes as `adamllm evaluate`; the last line is a JSON object with counts or the error.
 """

@@ -1,6 +1,6 @@
 """Read images and captions, check them, write records, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/ingest.py my.yaml --set run.output=s3://bucket/run
+    ray job submit --working-dir jobs -- python ingest.py configs/my.yaml --set run.output=s3://bucket/run
 
 Same arguments, output and exit codes as `adamllm ingest`; the last line is a JSON object with counts or the error.
 """

@@ -1,6 +1,6 @@
 """The whole run as a Ray job: ingest, synthesize, train, evaluate, report.
 
-    ray job submit --working-dir . -- python jobs/pipeline.py jobs/configs/quickstart.yaml --set run.output=s3://b/run
+    ray job submit --working-dir jobs -- python pipeline.py configs/my.yaml --set run.output=s3://bucket/run
 
 Same arguments, output and exit codes as `adamllm run`; the last line is a JSON object with counts or the error.
 """

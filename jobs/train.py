@@ -1,6 +1,6 @@
 """Post-train the base model on captions and kept tasks, as a Ray job.
 
-    ray job submit --working-dir . -- python jobs/train.py my.yaml --set run.output=s3://bucket/run
+    ray job submit --working-dir jobs -- python train.py configs/my.yaml --set run.output=s3://bucket/run
 
 Same arguments, output and exit codes as `adamllm train`; the last line is a JSON object with counts or the error.
 """

@@ -92,7 +92,6 @@ TESTED_WITH_A_NEIGHBOUR = {
     "models/families.py": "training/test_parts.py",
     "pocket/architecture.py": "pocket/test_curriculum.py",
     "pocket/chips.py": "pocket/test_domain.py",
-    "progress.py": "test_cli.py",
     "ray_runtime.py": "test_stages.py",
     "report/collect.py": "report/test_build.py",
     "report/gallery.py": "report/test_build.py",

@@ -6,6 +6,8 @@ code = hand_over("synthesize", config, Target(cluster="gpu-h100"))
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adamllm_ray.config import RunConfig
@@ -63,7 +65,8 @@ def _to_kubernetes(job: str, config: RunConfig, target: Target) -> int:
     apply.submit(api, config_map, rayjob)
     name, namespace = rayjob["metadata"]["name"], rayjob["metadata"]["namespace"]
     say(f"rayjob/{name} in namespace {namespace}. Its log: kubectl -n {namespace} logs -f job/{name}")
-    return follow(lambda: api.read_job(namespace, name), say) if target.follow else DONE
+    with _watching(f"kubectl -n {namespace} get rayjob {name}; to stop it, delete it"):
+        return follow(lambda: api.read_job(namespace, name), say) if target.follow else DONE
 
 
 def _to_ray(job: str, config: RunConfig, target: Target) -> int:
@@ -74,7 +77,18 @@ def _to_ray(job: str, config: RunConfig, target: Target) -> int:
     cluster = RayCluster(target.address)
     name = cluster.submit(job, config)
     say(f"job {name}. To stop it: ray job stop {name} --address {target.address}")
-    return cluster.follow(name, print) if target.follow else DONE
+    with _watching(f"ray job logs -f {name} --address {target.address}"):
+        return cluster.follow(name, print) if target.follow else DONE
+
+
+@contextmanager
+def _watching(instead: str) -> Iterator[None]:
+    """Ctrl-C ends the watching and says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"not watching any more; the job goes on: {instead}")
+        raise
 
 
 def say(line: str) -> None:

@@ -91,6 +91,18 @@ def test_without_following(ready, monkeypatch):
     assert len(cluster.made) == 3
 
 
+def test_ctrl_c_ends_the_watching_and_not_the_job(ready, monkeypatch, capsys):
+    def interrupted(_namespace: str, _name: str) -> Any:
+        raise KeyboardInterrupt
+
+    cluster = Recorder()
+    cluster.read_job = interrupted  # type: ignore[method-assign]
+    monkeypatch.setattr(apply, "kubernetes", lambda: cluster)
+    with pytest.raises(KeyboardInterrupt):
+        hand_over("train", CONFIG, Target("gpu-h100"))
+    assert "the job goes on: kubectl -n adamllm get rayjob run-train-" in capsys.readouterr().err
+
+
 NOWHERE: dict[str, tuple[str, Target, dict[str, Any], str]] = {
     "no stage": ("tune", Target("gpu-h100"), {}, "there is no stage 'tune'"),
     "nowhere": ("train", Target(), {}, "say where to"),
