@@ -47,10 +47,12 @@ def hand_over(job: str, config: RunConfig, target: Target) -> int:
 
 def _to_kubernetes(job: str, config: RunConfig, target: Target) -> int:
     from adamllm_ray.submission import apply, render
+    from adamllm_ray.submission.fits import refuse_too_large
     from adamllm_ray.submission.follow import follow
 
     objects = render.run_objects(job, config, render.render(render.overlay(target.cluster)))
     render.refuse_broken(objects)
+    refuse_too_large(job, config, objects[1]["spec"]["rayClusterSpec"])
     unfilled = render.unfilled(objects)
     if target.dry_run:
         for image in unfilled:

@@ -110,6 +110,12 @@ NOWHERE: dict[str, tuple[str, Target, dict[str, Any], str]] = {
     "no overlay": ("train", Target("gpu"), {}, "there is no overlay 'gpu'"),
     "a local path": ("train", Target("gpu-h100"), {"run": {"output": "runs/x"}}, "run.output: 'runs/x'"),
     "a path for Ray": ("train", Target(address="http://h:1"), {"run": {"output": "runs/x"}}, "run.output: 'runs/x'"),
+    "no such GPUs": (
+        "synthesize",
+        Target(str(CLUSTER / "overlays" / "gpu-h100")),
+        {"synthesis": {"engine": {"gpus_per_replica": 8}}},
+        "no pod of this job's groups has more than 1",
+    ),
     "no questions": ("evaluate", Target("gpu-h100"), {"evaluation": {}}, "nothing to evaluate"),
     "manifests for Ray": ("train", Target(address="http://h:1", dry_run=True), {}, "--address needs none"),
     "no address": ("train", Target(address="head:6379"), {}, "is not the address of a job API"),
@@ -119,6 +125,7 @@ NOWHERE: dict[str, tuple[str, Target, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", NOWHERE)
 def test_what_is_refused_before_anything_is_sent(name, monkeypatch):
     job, target, changed, said = NOWHERE[name]
+    monkeypatch.setattr(render, "render", lambda _: kept()["gpu-h100"])
     monkeypatch.setattr(apply, "kubernetes", lambda: pytest.fail("somebody asked for a cluster"))
     with pytest.raises(ConfigError) as caught:
         hand_over(job, parse_config({**REMOTE, **changed}), target)
