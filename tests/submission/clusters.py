@@ -6,6 +6,7 @@ machine is touched (`ray stop` would end every Ray there is).
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-START_S = 90.0
+START_S = 300.0  # a busy machine
 MEMORY = str(100 << 20)
 
 
@@ -49,9 +50,10 @@ class Cluster:
         head = ["--head", "--num-cpus=0", f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
         head += [f"--ray-client-server-port={self.client}", "--include-dashboard=true", f"--temp-dir={self.folder}"]
         self._node("head", head)
-        self._wait()
+        self._wait(1)
         for number in range(self.workers):
             self._node(f"worker{number}", [f"--address=127.0.0.1:{self.port}", f"--num-cpus={self.cpus}"])
+        self._wait(1 + self.workers)
 
     @property
     def token_file(self) -> Path:
@@ -91,7 +93,7 @@ class Cluster:
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", *arguments]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` of an entry point is this one
         environment = os.environ | self.credentials | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+        environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10"}
         with (self.folder / f"{name}.log").open("wb") as log:
             made = subprocess.Popen(
                 [*command, f"--object-store-memory={MEMORY}", "--dashboard-agent-listen-port=0"],
@@ -102,17 +104,26 @@ class Cluster:
             )
         self.nodes.append(made)
 
-    def _wait(self) -> None:
+    def _alive(self) -> int:
+        """Nodes that have joined, by the job API; 0 while nobody answers."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            with urllib.request.urlopen(
+                urllib.request.Request(f"{self.address}/api/v0/nodes", headers=headers), timeout=30
+            ) as answer:
+                found = json.load(answer)["data"]["result"]["result"]
+        except OSError:
+            return 0
+        return sum(node["state"] == "ALIVE" for node in found)
+
+    def _wait(self, nodes: int) -> None:
         stop = time.monotonic() + START_S
         while time.monotonic() < stop:
             assert self.nodes[0].poll() is None, (self.folder / "head.log").read_text()[-3000:]
-            try:
-                if self.get("/api/version", Authorization=f"Bearer {self.token}") == 200:
-                    return
-            except OSError:
-                pass
+            if self._alive() >= nodes:
+                return
             time.sleep(0.3)
-        raise AssertionError("the head does not answer")
+        raise AssertionError(f"no {nodes} nodes in {START_S:.0f} s")
 
 
 @contextmanager
