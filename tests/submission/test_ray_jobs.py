@@ -144,9 +144,10 @@ def test_ray_itself_asks_too(first, server, method, token):
 
     metadata = [("authorization", f"Bearer {token}")] if token else []
     port = first.port if server == "gcs" else first.client
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as refused:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         grpc.channel_ready_future(channel).result(timeout=PATIENCE_S)  # the client's server comes last
-        channel.unary_unary(method)(b"", timeout=20, metadata=metadata)
+        with pytest.raises(grpc.RpcError) as refused:
+            channel.unary_unary(method)(b"", timeout=20, metadata=metadata)
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
