@@ -1,26 +1,23 @@
 """`adamllm`: a verb per stage, and `run` for all of them.
 
 Exit codes: 0 done, 2 wrong configuration or input, 75 stopped but resumable with the same command, 130 Ctrl-C
-(resumable too), 1 a bug.
+(resumable too), 1 a bug (`exits.py`). Stages return their manifests, for the last line of a job (submission/driver.py).
 """
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from adamllm_ray.config import RunConfig, config_schema, dump_config, load_config
-from adamllm_ray.errors import AdamLLMError, ConfigError
+from adamllm_ray.errors import ConfigError
+from adamllm_ray.exits import outcome, resumable
 from adamllm_ray.stages import planned, run_stages, stage_named
 from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
 
@@ -39,7 +36,6 @@ app = typer.Typer(
 pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
 app.add_typer(pocket, name="pocket")
 
-INTERRUPTED = 130
 WATCH_S = 10.0
 
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run configuration in YAML.", show_default=False)]
@@ -51,9 +47,11 @@ ForceNew = Annotated[
     bool, typer.Option("--force-new", help="Move a folder made with other settings aside and start it again.")
 ]
 
+Manifests = dict[str, Any]  # of the stages that were done, by name; Typer looks annotations up, so no import for it
+
 
 @app.command()
-def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
     """Run every stage: ingest, synthesize, train, evaluate, report.
 
     Finished stages are not done again, a killed one continues: after any interruption, give the same command.
@@ -66,7 +64,7 @@ def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False)
     """
     settings = load_config(config, set_ or [])
     folder = _folder(settings)
-    with _resumable(folder):
+    with resumable(folder):
         manifests: dict[str, Manifest] = {}
         for number, stage in enumerate(planned(settings), 1):
             console.print(f"[dim]{number}.[/dim] [bold]{stage.name:<11}[/bold] {stage.does}", highlight=False)
@@ -74,47 +72,49 @@ def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False)
             manifests[stage.name] = manifest
             print_done(stage.name, manifest, seconds)
         print_summary(settings, folder, manifests)
+    return manifests
 
 
-def _stage_command(name: str, config: Path, set_: list[str] | None, force_new: bool) -> None:
+def _stage_command(name: str, config: Path, set_: list[str] | None, force_new: bool) -> Manifests:
     settings = load_config(config, set_ or [])
     folder = _folder(settings)
-    with _resumable(folder), folder.lock():
+    with resumable(folder), folder.lock():
         manifest = stage_named(name).run(settings, folder, force_new=force_new)
     print_done(name, manifest, manifest.seconds)
+    return {name: manifest}
 
 
 @app.command()
-def ingest(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+def ingest(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
     """Read images and captions, check every one of them, and write records.
 
     A bad image or caption becomes a row with a verdict; nothing is dropped.
 
     Example:  adamllm ingest my.yaml --set data.limit=100
     """
-    _stage_command("ingest", config, set_, force_new)
+    return _stage_command("ingest", config, set_, force_new)
 
 
 @app.command()
-def synthesize(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+def synthesize(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
     """Let the synthesizer write a task for each pair, and the judge compare its two answers.
 
     Example:  adamllm synthesize my.yaml --set synthesis.engine.replicas=8 --set judge.engine.replicas=2
     """
-    _stage_command("synthesize", config, set_, force_new)
+    return _stage_command("synthesize", config, set_, force_new)
 
 
 @app.command()
-def train(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+def train(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
     """Post-train the base model on captions and kept tasks, in one stage, and export it.
 
     Example:  adamllm train my.yaml --set training.workers=8 --set training.gpus_per_worker=1
     """
-    _stage_command("train", config, set_, force_new)
+    return _stage_command("train", config, set_, force_new)
 
 
 @app.command()
-def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> None:
+def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
     """Ask the base and the adapted model the same questions and score them.
 
     Example:  adamllm evaluate my.yaml --set evaluation.task=/data/xrays/test.parquet
@@ -122,8 +122,40 @@ def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = F
     settings = load_config(config, set_ or [])
     if not settings.evaluation.task:
         raise ConfigError("evaluation.task is empty: name a Parquet or JSONL file with questions, or 'pocket'")
-    _stage_command("evaluate", config, set_, force_new)
+    done = _stage_command("evaluate", config, set_, force_new)
     print_scores(_folder(settings))
+    return done
+
+
+@app.command()
+def submit(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="A stage, or 'pipeline' for all.", show_default=False)],
+    config: ConfigPath,
+    cluster: Annotated[str, typer.Option("--cluster", metavar="NAME", help="An overlay of cluster/, or a path.")] = "",
+    address: Annotated[str, typer.Option("--address", metavar="URL", help="Job API of a running Ray cluster.")] = "",
+    set_: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the manifests as YAML, send nothing.")] = False,
+    mounted: Annotated[
+        list[str] | None, typer.Option("--mounted", metavar="FOLDER", help="Every node has it too. Repeatable.")
+    ] = None,
+    follow: Annotated[bool, typer.Option(help="Stay until it ends, with its exit code.")] = True,
+) -> None:
+    """Run a stage on a cluster: as a RayJob on Kubernetes, or on a running Ray cluster. The same command resumes.
+
+    Refuses what could not work there before anything is sent: local paths, broken or unsafe manifests. Exit codes are
+    those of the stage. Keys come from the cluster; a Ray cluster's token is taken from RAY_AUTH_TOKEN(_PATH).
+
+    Examples:
+
+      adamllm submit synthesize my.yaml --cluster gpu-h100 --dry-run
+
+      adamllm submit pipeline my.yaml --address http://ray-head:8265
+    """
+    from adamllm_ray.submission.command import Target, hand_over
+
+    settings = load_config(config, set_ or [])
+    target = Target(cluster, address, dry_run=dry_run, follow=follow, mounted=tuple(mounted or ()))
+    raise typer.Exit(hand_over(stage, settings, target))
 
 
 @app.command()
@@ -181,7 +213,7 @@ def plan(
 
     settings = load_config(config, set_ or [])
     folder = _folder(settings)
-    with _resumable(folder), folder.lock():
+    with resumable(folder), folder.lock():
         found = probe(settings, folder, rows=rows, price=price)
     if as_json:
         typer.echo(found.to_json())
@@ -237,7 +269,7 @@ def redrive(
 
     settings = load_config(config, set_ or [])
     folder = _folder(settings)
-    with _resumable(folder), folder.lock():
+    with resumable(folder), folder.lock():
         done = run_again(settings, folder, verdict)
     if not done.rows:
         console.print("no row has such a verdict: nothing to do")
@@ -328,7 +360,7 @@ def pocket_build(
     """
     from adamllm_ray.pocket.build import build
 
-    with _resumable(None):
+    with resumable(None):
         _print_json(build(output, install=install))
 
 
@@ -342,51 +374,19 @@ def pocket_synthesizer(
     """
     from adamllm_ray.pocket.build import tune_synthesizer
 
-    with _resumable(None):
+    with resumable(None):
         _print_json(tune_synthesizer(output))
 
 
 def main() -> None:
     """Entry point: known errors are printed without a traceback and give their own exit code."""
-    try:
-        sys.exit(app(standalone_mode=False) or 0)  # click returns the code of typer.Exit
-    except AdamLLMError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}", soft_wrap=True, highlight=False)
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # click's own usage errors
-            Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(error.format_message())}")
-            sys.exit(2)
-        raise
+    sys.exit(outcome(lambda: app(standalone_mode=False)).code)
 
 
 def _folder(config: RunConfig) -> RunFolder:
     from adamllm_ray.data.run import RunFolder
 
     return RunFolder.of(config.run)
-
-
-@contextmanager
-def _resumable(folder: RunFolder | None) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into an orderly stop that says how to go on."""
-    previous = signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except KeyboardInterrupt:
-        where = f" in {folder.uri}" if folder else ""
-        Console(stderr=True).print(
-            f"\n[yellow]interrupted.[/yellow] What is finished{where} is kept: the same command continues from here.",
-            soft_wrap=True,
-        )
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _terminate(_signal: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@
     ├── ReplicasLost                 exit 75: engine replicas die again and again, or none comes up
     ├── MixtureDriftError            exit 1: realised shares left the tolerance around the requested ones
     ├── TrainingError                exit 75: training ended without a finished model
+    ├── ClusterError                 exit 75: a cluster cannot be reached, or lost the job that was submitted to it
     ├── ImageRefused                 carries a Verdict; turned into a column, never leaves a row function
     └── ExampleRefused               the same for a training example: nothing to learn from it, or too long
 
@@ -111,6 +112,12 @@ class MixtureDriftError(AdamLLMError):
 
 class TrainingError(AdamLLMError):
     """Training stopped before it was finished; the same command continues from the newest valid checkpoint."""
+
+    exit_code = 75
+
+
+class ClusterError(AdamLLMError):
+    """Kubernetes or Ray did not answer, or the job is gone; what it finished is in the run folder."""
 
     exit_code = 75
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,19 +25,25 @@ class Task:
         self._id = bar.add_task(label, total=total, note="") if bar else None
         self._started = self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first units were done, and how many those were
+        self._note = ""
 
     def update(self, done: int, note: str = "") -> None:
         """Say that ``done`` units are done in all; ``note`` is a few words shown behind the bar."""
         gauges.show_progress(self.label, done, self.total)
         if self._first is None and done:
             self._first = time.monotonic(), done
-        self.done = done
+        self.done, self._note = done, note
         if self._bar is not None and self._id is not None:
             words = [f"{self.rate:.3g}/s"] if self.rate else []
             self._bar.update(self._id, completed=done, note=", ".join([*words, *([note] if note else [])]))
-        elif time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+        else:
+            self.tell()
+
+    def tell(self) -> None:
+        """Print a plain line, unless the last one is less than a minute old."""
+        if time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
             self._printed = time.monotonic()
-            self._line(note)
+            self._line(self._note)
 
     @property
     def rate(self) -> float | None:
@@ -63,8 +70,27 @@ def task(label: str, total: int | None = None) -> Iterator[Task]:
     console = Console(stderr=True)
     if not console.is_terminal:
         plain = Task(label, total, None)
-        yield plain
+        with _told_regularly(plain):
+            yield plain
         return
     columns = (TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console) as bar:
         yield Task(label, total, bar)
+
+
+@contextmanager
+def _told_regularly(plain: Task) -> Iterator[None]:
+    """A line a minute also while nothing moves: whoever reads a log sees that somebody is there."""
+    stop = threading.Event()
+
+    def tell() -> None:
+        while not stop.wait(max(1.0, PLAIN_INTERVAL_S / 10)):
+            plain.tell()
+
+    thread = threading.Thread(target=tell, name="progress lines", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -59,10 +59,11 @@ def ray_session() -> Iterator[None]:
     passed_on = [*WORKER_ENV, *STORE_ENV, "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
     env = {key: os.environ[key] for key in passed_on if key in os.environ}
     address = os.environ.get("RAY_ADDRESS")
+    shown = bool(os.environ.get("ADAMLLM_WORKER_LOGS"))  # else their warnings would bury the driver's own lines
     _quieten()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
-        ray.init(address=address, runtime_env={"env_vars": env})
+        ray.init(address=address, log_to_driver=shown, runtime_env={"env_vars": env})
     else:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with _native_stderr_closed():  # Ray's core says on it which log level it was given
@@ -72,7 +73,7 @@ def ray_session() -> Iterator[None]:
                 include_dashboard=False,
                 object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
                 logging_level="warning",
-                log_to_driver=bool(os.environ.get("ADAMLLM_WORKER_LOGS")),
+                log_to_driver=shown,
                 runtime_env={"env_vars": env},
             )
     _put_back(on_sigterm)

@@ -28,7 +28,8 @@ def print_done(name: str, manifest: Manifest, seconds: float) -> None:
     accounted = (
         f"{manifest.rows_in} rows in = {manifest.kept} kept + {manifest.rejected} rejected + {manifest.failed} failed"
     )
-    console.print(f"[green]✓[/green] [bold]{name:<11}[/bold] {accounted}  [dim]{seconds:.0f} s[/dim]", highlight=False)
+    line = f"[green]✓[/green] [bold]{name:<11}[/bold] {accounted}  [dim]{seconds:.0f} s[/dim]"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Manifest]) -> None:

@@ -1,14 +1,11 @@
-"""The whole run as a Ray job.
+"""The whole run as a Ray job: ingest, synthesize, train, evaluate, report.
 
-ray job submit --working-dir . -- python jobs/pipeline.py jobs/configs/quickstart.yaml --set run.output=s3://bucket/run
+    ray job submit --working-dir jobs -- python pipeline.py configs/my.yaml --set run.output=s3://bucket/run
 
-Same arguments, output and exit codes as `adamllm run`.
+Same arguments, output and exit codes as `adamllm run`; the last line is a JSON object with counts or the error.
 """
 
-import sys
-
-from adamllm_ray.cli import main
+from adamllm_ray.submission.driver import run_job
 
 if __name__ == "__main__":
-    sys.argv.insert(1, "run")
-    main()
+    run_job("pipeline")

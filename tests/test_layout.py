@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "config evaluate ingest plan pocket push redrive report run size status synthesize train verify".split()  # noqa: SIM905
+VERBS = "config evaluate ingest plan pocket push redrive report run size status submit synthesize train verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:
@@ -58,7 +58,7 @@ def test_the_configuration_is_free_of_heavy_imports():
 
 def test_ray_is_imported_where_work_is_distributed_and_nowhere_else():
     rooms = {p.relative_to(PACKAGE).parts[0] for p in SOURCES if "ray" in imports(p)}
-    assert rooms <= {"ray_runtime.py", "gauges.py", "synthesis", "training", "evaluation"}
+    assert rooms <= {"ray_runtime.py", "gauges.py", "synthesis", "training", "evaluation", "submission"}
 
 
 def test_verbs_of_the_command_line():
@@ -92,7 +92,6 @@ TESTED_WITH_A_NEIGHBOUR = {
     "models/families.py": "training/test_parts.py",
     "pocket/architecture.py": "pocket/test_curriculum.py",
     "pocket/chips.py": "pocket/test_domain.py",
-    "progress.py": "test_cli.py",
     "ray_runtime.py": "test_stages.py",
     "report/collect.py": "report/test_build.py",
     "report/gallery.py": "report/test_build.py",

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import shutil
-import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from adamllm_ray.errors import ConfigError
+from adamllm_ray.submission.render import render, renderer
 
 CLUSTER = Path(__file__).parents[2] / "cluster"
 KEPT = Path(__file__).parent / "rendered.json.gz"
@@ -24,28 +23,15 @@ OVERLAYS = ("gpu-h100", "gpu-spot", "cpu-dev", "kueue")
 FOLDERS = {name: CLUSTER / name for name in ("platform", "monitoring")} | {
     name: CLUSTER / "overlays" / name for name in OVERLAYS
 }
-SINCE = (5, 0)  # of kustomize
 
 
 @cache
 def kustomize() -> tuple[str, ...] | None:
     """The command that renders a folder, or None where there is none, or only an old one."""
-    if not shutil.which("kubectl"):
+    try:
+        return renderer()
+    except ConfigError:
         return None
-    said = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True).stdout
-    version = json.loads(said or "{}").get("kustomizeVersion", "v0.0").lstrip("v").split(".")
-    return ("kubectl", "kustomize") if (int(version[0]), int(version[1])) >= SINCE else None
-
-
-def render(folder: Path) -> list[dict[str, Any]]:
-    """The objects of a kustomization. Raises RuntimeError with what kubectl said."""
-    command = kustomize()
-    if command is None:
-        raise RuntimeError(f"no kubectl with kustomize {SINCE[0]}.{SINCE[1]} or newer here")
-    done = subprocess.run([*command, str(folder)], capture_output=True, text=True)
-    if done.returncode or done.stderr:
-        raise RuntimeError(done.stderr)
-    return [each for each in yaml.load_all(done.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) if each]
 
 
 @cache

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from tests.cluster.rendering import FOLDERS, OVERLAYS, kept, kustomize, render
+from adamllm_ray.submission.render import render
+from tests.cluster.rendering import FOLDERS, OVERLAYS, kept, kustomize
 
 STAGES = {
     "ingest": ["cpu"],

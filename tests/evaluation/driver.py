@@ -16,15 +16,15 @@ from typing import Any
 
 def main(spec: dict[str, Any]) -> None:
     """Run the stage once."""
-    from adamllm_ray import cli
     from adamllm_ray.config import parse_config
     from adamllm_ray.data.run import RunFolder
     from adamllm_ray.evaluation.runner import evaluate
+    from adamllm_ray.exits import resumable
     from tests.synthesis.fakes import FakeMaker
 
     config = parse_config(spec["config"])
     run = RunFolder(config.run.output)
-    with cli._resumable(run), run.lock():
+    with resumable(run), run.lock():
         manifest = evaluate(config, run, engine_maker=FakeMaker(**spec["maker"]))
     print(json.dumps(manifest.extra["scores"], sort_keys=True))
 

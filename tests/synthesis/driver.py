@@ -28,8 +28,8 @@ def main(spec: dict[str, Any]) -> None:
     """Run the stage once."""
     import ray
 
-    from adamllm_ray import cli
     from adamllm_ray.data.run import RunFolder
+    from adamllm_ray.exits import resumable
     from adamllm_ray.ray_runtime import ray_session
     from adamllm_ray.synthesis.pipeline import synthesize
     from tests.synthesis.fakes import FakeMaker, config_for
@@ -39,7 +39,7 @@ def main(spec: dict[str, Any]) -> None:
         _stop_at_manifest()
     run = RunFolder(spec["output"])
     config = config_for(Path(run.uri), Path(spec["vlm"]), Path(spec["judge"]), **spec["synthesis"])
-    with cli._resumable(run), run.lock(), ray_session():  # in the order of `adamllm run`
+    with resumable(run), run.lock(), ray_session():  # in the order of `adamllm run`
         manifest = synthesize(config, run, engine_maker=FakeMaker(**spec["maker"]))
     print(json.dumps(manifest.verdicts))
 

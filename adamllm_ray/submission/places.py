@@ -1,0 +1,85 @@
+"""Which values of a configuration are paths of this machine, and so mean nothing on a cluster.
+
+    refuse_local("synthesize", config)          ConfigError: run.output: 'runs/xrays' is a path of this machine ...
+
+Only the fields that the stage reads count. What every node has under the same path (a mounted file system) can be named
+and is let through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from adamllm_ray.config import RunConfig
+from adamllm_ray.errors import ConfigError
+
+STAGES = ("ingest", "synthesize", "train", "evaluate", "pipeline")
+MODEL = "s3://bucket/folder, org/name@<revision> or pocket:NAME"
+DATA = "s3://bucket/prefix"
+
+
+def refuse_local(job: str, config: RunConfig, mounted: Sequence[str] = ()) -> None:
+    """Raise ConfigError naming every field of the job's stages that holds a local path outside ``mounted``."""
+    wrong = [
+        f"  {field}: {value!r} is a path of this machine; give {instead}"
+        for field, value, instead in dict.fromkeys(_fields(job, config))  # two stages may read the same
+        if not _travels(value, instead == MODEL) and not _is_below(value, mounted)
+    ]
+    if wrong:
+        lines = "\n".join(wrong)
+        raise ConfigError(
+            f"a cluster does not have what is on this machine:\n{lines}\n"
+            "Where every node has the folder under the same absolute path, say so with --mounted FOLDER."
+        )
+
+
+def _fields(job: str, config: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """(field, value, what it could be instead) of each path that the job reads or writes, as far as they are set."""
+    yield "run.output", config.run.output, DATA
+    of_stage = {"ingest": _ingest, "synthesize": _synthesize, "train": _train, "evaluate": _evaluate}
+    for stage, fields in of_stage.items():
+        if job in (stage, "pipeline"):
+            yield from ((field, value, instead) for field, value, instead in fields(config) if value)
+
+
+_Fields = Iterator[tuple[str, str | None, str]]
+
+
+def _ingest(config: RunConfig) -> _Fields:
+    if config.data.format != "pocket":
+        yield "data.path", config.data.path, DATA
+    yield "data.image_folder", config.data.image_folder, DATA
+
+
+def _synthesize(config: RunConfig) -> _Fields:
+    yield "models.synthesizer", config.models.synthesizer, MODEL
+    yield "models.judge", config.models.judge, MODEL
+    yield "synthesis.engine.lora", config.synthesis.engine.lora, MODEL
+    yield "judge.engine.lora", config.judge.engine.lora, MODEL
+
+
+def _train(config: RunConfig) -> _Fields:
+    yield "models.base", config.models.base, MODEL
+    for number, source in enumerate(config.mixture.replay):
+        yield f"mixture.replay.{number}.path", source.path, DATA
+        yield f"mixture.replay.{number}.image_folder", source.image_folder, DATA
+
+
+def _evaluate(config: RunConfig) -> _Fields:
+    yield "models.base", config.models.base, MODEL
+    yield "evaluation.engine.lora", config.evaluation.engine.lora, MODEL
+    if config.evaluation.task != "pocket":
+        yield "evaluation.task", config.evaluation.task, DATA
+
+
+def _travels(value: str, model: bool) -> bool:
+    from adamllm_ray.models.checkpoint import POCKET
+    from adamllm_ray.models.fetch import is_remote
+
+    return value.startswith("s3://") or (model and (is_remote(value) or value.startswith(POCKET)))
+
+
+def _is_below(value: str, mounted: Sequence[str]) -> bool:
+    path = PurePosixPath(value.removeprefix("file://"))
+    return ".." not in path.parts and any(path.is_relative_to(folder) for folder in mounted)
