@@ -79,6 +79,20 @@ class Cluster:
         except urllib.error.HTTPError as error:
             return error.code
 
+    def kill_raylet(self, node: int) -> None:
+        """SIGKILL to the raylet of a node: its workers notice and end, and `ray start` with them."""
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                try:
+                    words = (process / "cmdline").read_bytes().split(b"\0")
+                    parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                except OSError:
+                    continue
+                if parent == self.nodes[node].pid and words[0].endswith(b"/raylet"):
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+        raise AssertionError("this node has no raylet")
+
     def lose(self, node: int) -> None:
         """SIGKILL to everything of a node: `ray start`, its raylet and all workers."""
         os.killpg(self.nodes[node].pid, signal.SIGKILL)

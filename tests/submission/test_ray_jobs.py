@@ -1,8 +1,8 @@
 """`adamllm submit --address` on real Ray clusters (`ray start`, token authentication), with real vLLM and moto's S3.
 
 One run folder lives through two clusters. On the first its driver is killed in the middle; on the second, which knows
-nothing of the first (KubeRay starts a job again on a new cluster), the same command goes on, and a worker node is
-killed under it. Rows lost: 0. Rows doubled: 0. Planted keys appear nowhere.
+nothing of the first (KubeRay starts a job again on a new cluster), the same command goes on, and the raylet of
+a worker node is killed under it. Rows lost: 0. Rows doubled: 0. Planted keys appear nowhere.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def test_a_run_survives_its_driver_its_cluster_and_a_node(world, first):
     with running(world.folder / "b") as second:
         resumed = world.submit("synthesize", second, RAY_AUTH_TOKEN=second.token, RAY_AUTH_TOKEN_PATH="")
         resumed.wait_for(saved + 16)
-        second.lose(1)
+        second.kill_raylet(1)
         counts = last(resumed.end(), DONE)["counts"]["synthesize"]
         assert counts["rows_in"] == counts["kept"] + counts["rejected"] + counts["failed"] == ROWS
         again = world.submit("synthesize", second).end()
