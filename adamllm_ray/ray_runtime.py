@@ -40,9 +40,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")  # ours are shown instead
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # A lost machine does not say goodbye: until it counts as dead (seconds to a minute), every second of Ray's asking
-    # for its replicas would use up one of engine.max_retries. Wait for what the head says of them instead.
-    os.environ.setdefault("RAY_timeout_ms_task_wait_for_death_info", "120000")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's +15 starves the workers on a laptop that is in use
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "adamllm_ray" / "torch_extensions"))
