@@ -9,7 +9,7 @@ export UV_COMPILE_BYTECODE := 1
 COMPILE := $(BIN)/uv pip compile pyproject.toml --quiet --no-header --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format requirements clean
+.PHONY: help setup quickstart test clusters check format requirements clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -31,8 +31,11 @@ else
 	$(BIN)/adamllm run $(QUICKSTART)
 endif
 
-test: setup ## Run the whole test suite, real vLLM, DeepSpeed and Ray included.
+test: setup ## Run the test suite, real vLLM, DeepSpeed and Ray included.
 	$(BIN)/pytest
+
+clusters: setup ## Submit jobs to real Ray clusters with tokens, and kill under them: what make test leaves out.
+	$(BIN)/pytest -m clusters
 
 check: setup ## Format, lint and types.
 	$(BIN)/ruff format --check .

@@ -30,7 +30,7 @@ from tests.data.conftest import local_bucket
 from tests.submission.clusters import ROOT, Cluster, running
 from tests.synthesis.lives import short_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+pytestmark = [pytest.mark.clusters, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 ROWS = 160
 PATIENCE_S = 600.0
