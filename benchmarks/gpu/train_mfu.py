@@ -1,7 +1,7 @@
 """Examples/s, tokens/s and MFU of training on one GPU, random weights: the step loop itself, without Ray around it.
 
     python benchmarks/gpu/train_mfu.py                    on a GPU, about four minutes
-    python benchmarks/gpu/train_mfu.py --tiny --eager     the same code on a CPU, in a minute; compiling takes several
+    python benchmarks/gpu/train_mfu.py --tiny --eager     the same code on a CPU, a minute; minutes if compiled
 
 Two models, each in a process of its own: all weights of a Qwen2-VL with the dimensions of the 2B one, and LoRA on a
 LLaVA-NeXT with those of llama3-llava-next-8b. A row is a 640 x 480 picture and 200 to 600 tokens of text, most of which
