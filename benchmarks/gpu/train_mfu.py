@@ -8,8 +8,8 @@ LLaVA-NeXT with those of llama3-llava-next-8b. A row is a 640 x 480 picture and 
 carry loss. There are sixteen different pictures, so that the thread that makes batches has no pictures to prepare: in
 the product `training.data_workers` do that. The package's collator, batches, parts and loss run, packed and compiled
 (``--padded``, ``--eager``: not); the engine is DeepSpeed's where it is installed and `PlainEngine` otherwise
-(``--engine``). Needs torch 2.11 and transformers 5.17 with Pillow and torchvision for their image processors; no Ray, no
-vLLM, no download. Without pydantic the settings are a plain object, without peft the adapters are a few lines here.
+(``--engine``). Needs torch 2.11 and transformers 5.17 with Pillow and torchvision for their image processors; no Ray,
+no vLLM, no download. Without pydantic the settings are a plain object, without peft the adapters are a few lines here.
 
 Goals on an H100 or H200, for both models: `mfu` >= 0.45 of the data sheet's dense bf16 rate, `over_paper` > 1:
 examples/s over the paper's per A100 (4.5 and 0.77, full training) times the ratio of the cards' rates. FLOPs are
