@@ -2,13 +2,14 @@
 
     python -m benchmarks.scale [--rows 1000000] [--weak-rows 600]
 
-Eight worker nodes (real raylets on this machine, one replica each) and a driver in a process of its own, which joins
-them by RAY_ADDRESS as a job does. The engines sleep (standin.py): what is measured is Ray, the graph and the ledger.
+Real raylets on this machine as worker nodes, eight replicas, and a driver in a process of its own, which joins them by
+RAY_ADDRESS as a job does. The engines sleep (standin.py): what is measured is Ray, the graph and the ledger.
 
-1. Weak scaling: 1 node and 8 nodes, the same rows per node, replicas of a fixed speed that leaves the machine's CPU
-   free, A B A B. ``weak_scaling_efficiency`` is rows/s per node at 8 nodes over that at 1.
-2. The long run: engines that are never the bottleneck. Memory of driver and workers against rows done; the driver is
-   killed with -9 at half of the rows and started again at once.
+1. Weak scaling: 1 node and 8 nodes of one replica, the same rows per node, replicas of a fixed speed that leaves the
+   machine's CPU free, A B A B. ``weak_scaling_efficiency`` is rows/s per node at 8 nodes over that at 1.
+2. The long run, on 2 nodes of four replicas: engines that are never the bottleneck. Memory of driver and workers over
+   the rows done; the driver is killed with -9 at half of the rows and started again at once. (Eight nodes without work take
+   one of this machine's two cores: their raylets, agents and idle workers. Two take a quarter of that.)
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from benchmarks.records import write_records
 from benchmarks.standin import Gate, Speed, StandinMaker
 from tests.synthesis.lives import short_folder
 
-NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 64, 2.0, 10
+REPLICAS, LONG_NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 2, 64, 2.0, 10
 # idle worker processes that a node may keep. Ray's default is its number of CPUs, and these nodes have two: their tasks
 # would each wait for a new Python, which is 2 s of work on this machine and nothing on a node with 16 CPUs
 IDLE_WORKERS = "16"
@@ -83,18 +84,18 @@ def drive(output: str, replicas: str, speed: str, calls: str) -> None:
 
 
 def weak_scaling(folder: Path, rows: int, repeats: int) -> dict[str, Any]:
-    """Rows per second and node, at 1 node and at NODES nodes."""
-    rates: dict[int, list[float]] = {1: [], NODES: []}
+    """Rows per second and node, at 1 node and at as many as there are replicas."""
+    rates: dict[int, list[float]] = {1: [], REPLICAS: []}
     for number in range(repeats):
         for nodes in rates:
             place = folder / f"weak{nodes}-{number}"
             write_records(RunFolder(str(place)), rows * nodes)
-            with cluster(nodes) as address:
+            with cluster(nodes, cpus=2 if nodes > 1 else 3) as address:
                 Driver(place, nodes, FIXED, address, 0).end()
             written = [file.stat().st_mtime for file in (place / "synthesize" / "data").glob("*.parquet")]
             rates[nodes].append(rows / (max(written) - Gate(place / "engines0", 0).opened_at()))
             say(f"{nodes} nodes: {rates[nodes][-1]:.2f} rows/s per node (load {os.getloadavg()[0]:.1f})")
-    one, many = statistics.median(rates[1]), statistics.median(rates[NODES])
+    one, many = statistics.median(rates[1]), statistics.median(rates[REPLICAS])
     return {
         "weak_rows_per_node": rows,
         "weak_rows_per_s_per_node": {nodes: [round(rate, 2) for rate in found] for nodes, found in rates.items()},
@@ -103,17 +104,17 @@ def weak_scaling(folder: Path, rows: int, repeats: int) -> dict[str, Any]:
 
 
 def long_run(place: Path, rows: int) -> dict[str, Any]:
-    """All rows through NODES replicas, with a kill of the driver at half of them."""
+    """All rows through the replicas, with a kill of the driver at half of them."""
     started = time.time()
     write_records(RunFolder(str(place)), rows)
     say(f"{rows} records written in {time.time() - started:.0f} s")
-    with cluster(NODES) as address:
-        first = Driver(place, NODES, QUICK, address, 0)
+    with cluster(LONG_NODES, cpus=2 * REPLICAS // LONG_NODES) as address:
+        first = Driver(place, REPLICAS, QUICK, address, 0)
         first.until(rows / 2)
         first.process.kill()
         first.process.wait()
         committed = first.done()
-        second = Driver(place, NODES, QUICK, address, 1)
+        second = Driver(place, REPLICAS, QUICK, address, 1)
         second.until(rows)
         second.end()
         spilled = spilled_bytes(address)
@@ -121,6 +122,7 @@ def long_run(place: Path, rows: int) -> dict[str, Any]:
     found = RunFolder(str(place)).stage("synthesize").row_ids()
     return {
         "rows": rows,
+        "nodes": LONG_NODES,
         "rows_lost": rows - len(set(found)),
         "rows_duplicated": len(found) - len(set(found)),
         "rows_per_s": [driver.rows_per_s() for driver in (first, second)],
@@ -221,8 +223,8 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def cluster(nodes: int) -> Iterator[str]:
-    """Address of a head without CPUs and ``nodes`` worker nodes of 2 CPUs each (one node alone: 3)."""
+def cluster(nodes: int, cpus: int) -> Iterator[str]:
+    """Address of a head without CPUs and ``nodes`` worker nodes of so many CPUs."""
     from ray.cluster_utils import Cluster
 
     from adamllm_ray.ray_runtime import prepare_environment
@@ -235,7 +237,7 @@ def cluster(nodes: int) -> Iterator[str]:
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
         try:
             for _ in range(nodes):
-                made.add_node(num_cpus=2 if nodes > 1 else 3, **memory)
+                made.add_node(num_cpus=cpus, **memory)
             yield made.address
         finally:
             made.shutdown()
