@@ -8,8 +8,8 @@ RAY_ADDRESS as a job does. The engines sleep (standin.py): what is measured is R
 1. Weak scaling: 1 node and 8 nodes of one replica, the same rows per node, replicas of a fixed speed that leaves the
    machine's CPU free, A B A B. ``weak_scaling_efficiency`` is rows/s per node at 8 nodes over that at 1.
 2. The long run, on 2 nodes of four replicas: engines that are never the bottleneck. Memory of driver and workers over
-   the rows done; the driver is killed with -9 at half of the rows and started again at once. (Eight nodes without work take
-   one of this machine's two cores: their raylets, agents and idle workers. Two take a quarter of that.)
+   the rows done; the driver is killed with -9 at half of them and started again at once. (Eight nodes without work
+   take one of this machine's two cores: their raylets, agents and idle workers. Two take a quarter of that.)
 """
 
 from __future__ import annotations
