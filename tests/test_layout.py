@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "config evaluate ingest plan pocket push redrive report run size status submit synthesize train verify".split()  # noqa: SIM905
+VERBS = "config evaluate ingest plan pocket publish push quality redrive report run size".split()  # noqa: SIM905
+VERBS += "status submit synthesize train verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:
@@ -72,10 +73,12 @@ def test_verbs_of_the_command_line():
 
 
 TESTED_WITH_A_NEIGHBOUR = {
+    "arguments.py": "test_cli.py",
     "config/data.py": "test_config.py",
     "config/engine.py": "synthesis/test_placement.py",
     "config/fields.py": "test_config.py",
     "config/mixture.py": "test_config.py",
+    "config/quality.py": "test_config.py",
     "config/run.py": "test_config.py",
     "config/synthesis.py": "test_config.py",
     "config/text.py": "test_config.py",
@@ -90,15 +93,20 @@ TESTED_WITH_A_NEIGHBOUR = {
     "evaluation/answers.py": "evaluation/test_runner.py",
     "evaluation/tasks/pocket.py": "pocket/test_domain.py",
     "models/families.py": "training/test_parts.py",
+    "publish/card.py": "publish/test_dataset.py",
     "pocket/architecture.py": "pocket/test_curriculum.py",
     "pocket/chips.py": "pocket/test_domain.py",
+    "products.py": "test_cli.py",
     "ray_runtime.py": "test_stages.py",
     "report/collect.py": "report/test_build.py",
     "report/gallery.py": "report/test_build.py",
     "report/plots.py": "report/test_build.py",
+    "report/scoring.py": "report/test_build.py",
+    "report/thumbnails.py": "report/test_browser.py",
     "synthesis/backpressure.py": "synthesis/test_faults.py",
     "synthesis/release.py": "synthesis/test_graph.py",
     "training/board.py": "training/test_trainer.py",
+    "training/books.py": "training/test_stream.py",
     "training/replay.py": "training/test_stream.py",
     "training/worker.py": "training/test_trainer.py",
 }

@@ -11,6 +11,7 @@ safe loader. No torch, ray or vllm is imported here.
 from adamllm_ray.config.data import Columns, DataSection, ImageLimits, S3Section, WebDatasetSection
 from adamllm_ray.config.engine import EngineSection
 from adamllm_ray.config.mixture import MixtureSection, ReplaySource
+from adamllm_ray.config.quality import ContaminationSection, DataLicence, PublishSection, ReportSection
 from adamllm_ray.config.run import (
     EvaluationSection,
     ModelsSection,
@@ -26,6 +27,8 @@ from adamllm_ray.config.training import LayersSection, LoraSection, PartSection,
 
 __all__ = [
     "Columns",
+    "ContaminationSection",
+    "DataLicence",
     "DataSection",
     "EngineSection",
     "EvaluationSection",
@@ -36,7 +39,9 @@ __all__ = [
     "MixtureSection",
     "ModelsSection",
     "PartSection",
+    "PublishSection",
     "ReplaySource",
+    "ReportSection",
     "RunConfig",
     "RunSection",
     "S3Section",

@@ -13,6 +13,7 @@ from adamllm_ray.config.data import DataSection, S3Section
 from adamllm_ray.config.engine import EngineSection
 from adamllm_ray.config.fields import Count, Positive, Section
 from adamllm_ray.config.mixture import MixtureSection
+from adamllm_ray.config.quality import ContaminationSection, PublishSection, ReportSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.text import apply_override, explain, parse_yaml, refuse_secrets
 from adamllm_ray.config.training import TrainingSection
@@ -69,6 +70,9 @@ class RunConfig(Section):
     mixture: MixtureSection = MixtureSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    contamination: ContaminationSection = ContaminationSection()
+    report: ReportSection = ReportSection()
+    publish: PublishSection = PublishSection()
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
