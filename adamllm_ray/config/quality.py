@@ -8,7 +8,7 @@ from pydantic import Field
 
 from adamllm_ray.config.fields import Count, Section, Weight
 
-ContaminationKind = Literal["image", "near_image", "question", "near_question"]
+ContaminationKind = Literal["image", "near_image", "question", "near_question", "pair"]
 
 
 class ContaminationSection(Section):

@@ -6,7 +6,7 @@
 Every usable record is compared (its caption trains), and the replay sources with it; the question of a record counts
 where its task is kept. Four kinds of match are told apart: ``image`` (the same bytes), ``near_image``, ``question``
 (the same words) and ``near_question``. A question alone proves little: many people ask whether the heart is enlarged.
-A record that shares its image *and* its question with a test is the grave case and is counted as ``both``.
+A record that shares its image *and* what is asked about that image, exactly or nearly, is the grave case: a ``pair``.
 
 What ``contamination.exclude`` names does not train: the catalog of the training stage gives such records the verdict
 ``contaminated``. Images are decoded by threads as they stream by; the sets are held as hashes and texts.
@@ -39,7 +39,6 @@ from adamllm_ray.evaluation.tasks import Question, load_questions
 from adamllm_ray.quality.questions import KnownQuestions, normal
 
 FOUND, SUMMARY = "quality/contamination.parquet", "quality/contamination.json"
-KINDS = ("image", "near_image", "question", "near_question")
 ROWS_AT_ONCE = 128  # rows with their images, of a file that is read
 WRITTEN_AT_ONCE = 8192
 EXAMPLES = 12
@@ -57,6 +56,7 @@ SCHEMA = pa.schema(
         pa.field("question_set", pa.string()),
         pa.field("question_id", pa.string()),
         pa.field("similarity", pa.float32()),
+        pa.field("pair", pa.bool_()),  # its question is one that is asked about the very image that it repeats
     ]
 )
 
@@ -98,8 +98,9 @@ class EvaluationSets:
     limits: ImageLimits
     names: dict[str, dict[str, int]] = field(default_factory=dict)
     _exact: dict[bytes, Where] = field(default_factory=dict)
+    _asked: dict[bytes, list[str]] = field(default_factory=dict)  # about each image
     _hashes: NearHashes | None = None
-    _numbered: list[Where] = field(default_factory=list)
+    _numbered: list[bytes] = field(default_factory=list)
     _known: KnownQuestions[Where] | None = None
     _digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
@@ -127,6 +128,8 @@ class EvaluationSets:
                     for question, image in zip(group, seen, strict=True):
                         counts["questions" if question.verdict is Verdict.OK else "unusable"] += 1
                         counts["images"] += self._add_image((name, question.id), image)
+                        if image is not None:
+                            self._asked.setdefault(image.digest, []).append(question.question)
                         texts.append(((name, question.id), question.question))
                         self._digest.update(normal(question.question).encode() + b"\0")
         self._known = KnownQuestions(texts, self.section.near_questions)
@@ -141,7 +144,13 @@ class EvaluationSets:
 
     def match(self, image: Seen | None, questions: Sequence[str]) -> dict[str, Any]:
         """Columns of SCHEMA that say what a record repeats; empty when nothing."""
-        return self._image(image) | self._question(questions)
+        found = self._image(image)
+        if found is None:
+            return self._question(questions)
+        digest, columns = found
+        here = KnownQuestions([(0, text) for text in self._asked[digest]], self.section.near_questions)
+        pair = any(here.find(text) for text in questions)
+        return columns | self._question(questions) | {"pair": pair}
 
     def _add_image(self, where: Where, image: Seen | None) -> bool:
         """Whether it is a new one."""
@@ -151,19 +160,22 @@ class EvaluationSets:
         self._digest.update(image.digest)
         if self._hashes is not None and image.perceptual is not None:
             self._hashes.add(image.perceptual, len(self._numbered).to_bytes(16, "little"))
-            self._numbered.append(where)
+            self._numbered.append(image.digest)
         return True
 
-    def _image(self, image: Seen | None) -> dict[str, Any]:
+    def _image(self, image: Seen | None) -> tuple[bytes, dict[str, Any]] | None:
+        """Digest of the image that this one repeats, and the columns that say so."""
         if image is None:
-            return {}
+            return None
         if image.digest in self._exact:
-            return _image_columns("image", self._exact[image.digest], 0)
-        if self._hashes is not None and image.perceptual is not None:
-            found = self._hashes.nearest(image.perceptual)
-            if found is not None:
-                return _image_columns("near_image", self._numbered[int.from_bytes(found[1], "little")], found[0])
-        return {}
+            return image.digest, _image_columns("image", self._exact[image.digest], 0)
+        if self._hashes is None or image.perceptual is None:
+            return None
+        found = self._hashes.nearest(image.perceptual)
+        if found is None:
+            return None
+        digest = self._numbered[int.from_bytes(found[1], "little")]
+        return digest, _image_columns("near_image", self._exact[digest], found[0])
 
     def _question(self, questions: Sequence[str]) -> dict[str, Any]:
         found = [hit for text in questions if self._known is not None and (hit := self._known.find(text))]
@@ -223,10 +235,12 @@ def contaminated_ids(run: RunFolder, kinds: Sequence[str]) -> dict[str, pa.Large
     place = run.place.child(FOUND)
     with storage.storage_errors("read what is contaminated", place.uri):
         table = pq.read_table(
-            place.path, columns=["source", "id", "image_match", "question_match"], filesystem=place.fs
+            place.path, columns=["source", "id", "image_match", "question_match", "pair"], filesystem=place.fs
         )
     wanted = pa.array(list(kinds), pa.string())
     hit = pc.or_(pc.is_in(table["image_match"], wanted), pc.is_in(table["question_match"], wanted))
+    if "pair" in kinds:
+        hit = pc.or_(hit, pc.fill_null(table["pair"], False))
     table = table.filter(hit)
     names = table["source"].unique().to_pylist()
     return {
@@ -308,10 +322,10 @@ class _Books:
 
     def _count(self, row: dict[str, Any]) -> None:
         image, question = row.get("image_match"), row.get("question_match")
-        kinds = [kind for kind in (image, question, "both" if image and question else None) if kind]
+        kinds = [kind for kind in (image, question, "pair" if row.get("pair") else None) if kind]
         self.counts.update([*kinds, "any"])
         for kind in kinds:
-            name = row["image_set"] if kind in ("image", "near_image", "both") else row["question_set"]
+            name = row["image_set"] if kind in ("image", "near_image", "pair") else row["question_set"]
             self.by_set.setdefault(name, Counter())[kind] += 1
         if image and len(self.examples) < EXAMPLES:
             self.examples.append(row)

@@ -108,7 +108,7 @@ def contamination_lines(found: Mapping[str, Any] | None) -> list[str]:
     for name, item in found["sets"].items():
         counts = item["counts"]
         image, near, question, similar, both = (
-            f"{counts.get(kind, 0):,}" for kind in ("image", "near_image", "question", "near_question", "both")
+            f"{counts.get(kind, 0):,}" for kind in ("image", "near_image", "question", "near_question", "pair")
         )
         lines.append(
             f"in {name} too, of {found['rows']:,} training records: image {image}, nearly {near}; question {question}, "

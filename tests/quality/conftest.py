@@ -42,8 +42,8 @@ def task(number, **changes):
         "instruction": f"How many waves are in picture {number}?",
         "informative": "Looking closely there are three waves.",
         "precise": "3",
-        "judge_yes": 0.9,
-        "judge_no": 0.06,
+        "judge_yes": 0.915,
+        "judge_no": 0.045,
         "judge_open": 0.04,
     }
     return row | changes

@@ -67,7 +67,8 @@ def test_images_and_questions_are_found_again(leaky, run):
     assert questions[3] == "near_question"
     assert 8 not in questions
     assert summary["rows"] == 9
-    assert summary["counts"]["both"] == 1
+    assert summary["counts"]["pair"] == 1  # record 1: others share an image and, elsewhere, a question
+    assert [n for n, row in rows.items() if row["pair"]] == [1]
     domain, other = summary["sets"].values()
     assert (domain["questions"], domain["images"], domain["counts"]["near_image"]) == (6, 6, 2)
     assert other["counts"]["question"] == 1
@@ -76,7 +77,12 @@ def test_images_and_questions_are_found_again(leaky, run):
 
 def test_kinds_are_chosen(leaky, run):
     find_contamination(leaky, run, EvaluationSets.load(leaky))
-    for kinds, expected in [(["image"], {0, 8}), (["near_image"], {1, 2}), (["image", "question"], {0, 1, 4, 8})]:
+    for kinds, expected in [
+        (["image"], {0, 8}),
+        (["near_image"], {1, 2}),
+        (["image", "question"], {0, 1, 4, 8}),
+        (["pair"], {1}),
+    ]:
         assert {_number(id) for id in contaminated_ids(run, kinds)[""].to_pylist()} == expected
     assert contaminated_ids(run, []) == {}
 

@@ -54,7 +54,7 @@ def test_without_a_synthesis(config, run):
 
 
 def test_lines_of_a_set():
-    found = {"rows": 1200, "sets": {"pocket": {"counts": {"image": 3, "both": 1}}}}
+    found = {"rows": 1200, "sets": {"pocket": {"counts": {"image": 3, "pair": 1}}}}
     (line,) = contamination_lines(found)
     assert "pocket" in line
     assert "image 3, nearly 0" in line

@@ -9,8 +9,8 @@ from tests.quality.conftest import finish, task
 ROWS = [
     *(task(i, instruction="Is it a wave?", precise="yes") for i in range(4)),
     *(task(i, instruction=f"How many waves are in picture {i}?") for i in range(4, 8)),
-    *(task(i, task_verdict="judged_inconsistent", judge_yes=0.2, precise="4") for i in range(8, 12)),
-    task(12, task_verdict="judged_open", judge_yes=0.1, instruction="Describe it."),
+    *(task(i, task_verdict="judged_inconsistent", judge_yes=0.21, precise="4") for i in range(8, 12)),
+    task(12, task_verdict="judged_open", judge_yes=0.11, instruction="Describe it."),
     task(13, task_verdict="response_unparsable", instruction=None, informative=None, precise=None, judge_yes=None),
     task(14, task_verdict="not_synthesized", verdict="image_missing", instruction=None, judge_yes=None),
 ]

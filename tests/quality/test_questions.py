@@ -60,8 +60,13 @@ def test_equal_and_near_questions_are_told_apart():
 
 
 def test_the_order_of_words_counts():
-    known = KnownQuestions([(1, "is the dog left of the cat")], 0.8)
-    assert known.find("is the cat left of the dog") is None
+    """The same words in another order are not equal, but near."""
+    turned = "is the cat left of the dog"
+    near = KnownQuestions([(1, "is the dog left of the cat")], 0.8).find(turned)
+    assert near is not None
+    assert not near.exact
+    assert near.similarity == pytest.approx(11 / 13)
+    assert KnownQuestions([(1, "is the dog left of the cat")], 0.9).find(turned) is None
 
 
 WORDS = st.lists(st.sampled_from("is the a water land left right side many how".split()), min_size=1, max_size=8)  # noqa: SIM905
