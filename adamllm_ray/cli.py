@@ -120,7 +120,7 @@ def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = F
     Example:  adamllm evaluate my.yaml --set evaluation.task=/data/xrays/test.parquet
     """
     settings = load_config(config, set_ or [])
-    if not settings.evaluation.task:
+    if not settings.evaluation.asked:
         raise ConfigError("evaluation.task is empty: name a Parquet or JSONL file with questions, or 'pocket'")
     done = _stage_command("evaluate", config, set_, force_new)
     print_scores(_folder(settings))

@@ -52,7 +52,7 @@ def _pocket_figures(config: RunConfig) -> list[str]:
     """What the shipped models could do when they were built, for those of them that this run used."""
     from adamllm_ray.models.checkpoint import POCKET, resolve_model
 
-    used = {role: spec for role, spec in config.models if spec.startswith(POCKET)}
+    used = {role: spec for role, spec in config.models if role != "adapted" and spec.startswith(POCKET)}
     if not used:
         return []
     figures = json.loads((Path(resolve_model(next(iter(used.values())))).parent / "figures.json").read_text())

@@ -68,9 +68,9 @@ def _train(config: RunConfig) -> _Fields:
 
 def _evaluate(config: RunConfig) -> _Fields:
     yield "models.base", config.models.base, MODEL
-    yield "evaluation.engine.lora", config.evaluation.engine.lora, MODEL
-    if config.evaluation.task != "pocket":
-        yield "evaluation.task", config.evaluation.task, DATA
+    yield "models.adapted", config.models.adapted, MODEL
+    for field, task, _ in config.evaluation.asked:
+        yield field if field == "evaluation.task" else f"{field}.path", task.path, DATA
 
 
 def _travels(value: str, model: bool) -> bool:
