@@ -67,12 +67,15 @@ def _pocket_figures(config: RunConfig) -> list[str]:
 
 
 def print_scores(folder: RunFolder) -> None:
-    """The score table of a finished evaluation."""
+    """The score tables of a finished evaluation."""
+    from adamllm_ray.report.modes import mode_tables
     from adamllm_ray.report.summary import score_table
 
     manifest = folder.stage("evaluate").manifest()
     if manifest is not None:
         console.print(score_table(manifest.extra))
+        for item in mode_tables(manifest.extra["scores"]):
+            console.print(item, highlight=False, soft_wrap=isinstance(item, str))
 
 
 def print_status(settings: RunConfig, folder: RunFolder) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from adamllm_ray.config.evaluation import METRIC_NAMES
 from adamllm_ray.evaluation import metrics
 
 Mode = Literal["paper", "strict"]
@@ -28,6 +29,16 @@ class Score:
 
     value: float
     parsed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """What a figure means, per mode."""
+
+    protocol: dict[Mode, str]
+
+
+METRICS = {name: Metric({"strict": name, "paper": name}) for name in METRIC_NAMES}
 
 
 def score(prediction: str, question: Scorable, mode: Mode) -> Score:

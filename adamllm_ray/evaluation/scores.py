@@ -10,8 +10,9 @@ The layout, which the report and the CLI read (``extra["scores"]`` of the evalua
 
     paper        the same keys under the paper's metrics; above them are the strict ones
     general      the same keys, "paper" included, for the questions of the forgetting check; None without any
-    tasks        {name: {"title", "protocol", "metrics", "split", "general", "rows", "n", "unusable", "verdicts",
-                 "types", "models": {"base" | "adapted": {"strict": CELL, "paper": CELL}}, ...}}
+    tasks        {name: {"title", "protocol", "split", "general", "rows", "n", "unusable", "verdicts",
+                 "types": {column: {metric: {"strict": words, "paper": words}}},
+                 "models": {"base" | "adapted": {"strict": CELL, "paper": CELL}}, ...}}
 
 CELL is {n, accuracy, lo, hi, unparsable}, DIFF is {value, lo, hi, p}; all shares in 0..1. "accuracy" is the mean score,
 which is graded for recall, F1 and ROUGE-L: then ``p`` is None. "overall" counts every question once; "average" is the
@@ -26,7 +27,7 @@ from typing import Any
 
 from adamllm_ray.evaluation.baselines import MODES, Baseline
 from adamllm_ray.evaluation.intervals import Interval, average_interval, mcnemar_exact, mean_interval
-from adamllm_ray.evaluation.metrics_until_merge import Mode
+from adamllm_ray.evaluation.metrics_until_merge import METRICS, Mode
 
 MODELS = ("base", "adapted")
 Row = Mapping[str, Any]
@@ -142,9 +143,17 @@ def _task(name: str, rows: Sequence[Row], usable: Sequence[Row], samples: int, s
         "n": len(counted),
         "unusable": len(everything) - len(counted),
         "verdicts": dict(sorted(verdicts.items())),
-        "types": sorted({row["type"] for row in asked}),
+        "types": _types(asked),
         "models": models,
     }
+
+
+def _types(rows: Sequence[Row]) -> dict[str, dict[str, dict[Mode, str]]]:
+    """Which metrics each column is scored with, and what they mean."""
+    found: dict[str, dict[str, dict[Mode, str]]] = {}
+    for type_, metric in sorted({(row["type"], row["metric"]) for row in rows}):
+        found.setdefault(type_, {})[metric] = METRICS[metric].protocol
+    return found
 
 
 def _accuracy(interval: Interval) -> dict[str, float]:

@@ -116,17 +116,15 @@ def token_limit(task: TaskSection, section: EvaluationSection) -> int:
 
 
 def describe(asked: AskedTask, section: EvaluationSection) -> dict[str, Any]:
-    """What has to be said beside the scores of a task: protocol, split, metrics, and what the paper prints."""
+    """What has to be said beside the scores of a task: protocol, split, and what the paper prints."""
     task = asked.task
     found: dict[str, Any] = {"title": task.name, "general": asked.general, "split": task.split or "all rows"}
-    metrics = "per row" if task.name == POCKET else f"{task.metric or 'auto'}, or as a row says"
     if task.benchmark:
         known = benchmark(task.name)
-        metrics = known.metrics
         found |= {"title": known.title, "split": task.split or "test", "release": known.release, "link": known.link}
         found["paper_rows"] = {known.label(column): count for column, count in known.rows.items()}
     how = f"zero-shot, greedy, image first, one turn, at most {token_limit(task, section)} tokens"
-    return found | {"protocol": how, "metrics": metrics}
+    return found | {"protocol": how}
 
 
 def _questions(asked: AskedTask, s3: S3Section | None, limits: ImageLimits | None) -> Iterator[Question]:

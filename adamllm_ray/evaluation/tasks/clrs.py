@@ -11,7 +11,6 @@ TASK = Benchmark(
     release=REMOTE_SENSING,
     folders=("CLRS", "clrs"),
     rows={"": 15000},
-    metrics="accuracy over the categories",
     link="https://github.com/lehaifeng/CLRS",
     licence="not stated",
     read=category,

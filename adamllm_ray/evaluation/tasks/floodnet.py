@@ -3,7 +3,7 @@
 The paper prints 11,000 rows; the released set has fewer.
 """
 
-from adamllm_ray.evaluation.tasks.layout import REMOTE_SENSING, Benchmark, category, labels
+from adamllm_ray.evaluation.tasks.layout import REMOTE_SENSING, Benchmark, short_answer
 
 TASK = Benchmark(
     name="floodnet",
@@ -11,9 +11,7 @@ TASK = Benchmark(
     release=REMOTE_SENSING,
     folders=("FloodNet", "floodnet"),
     rows={"": 11000},
-    metrics="accuracy over the answers that occur",
     link="https://github.com/BinaLab/FloodNet-Supervised_v1.0",
     licence="CDLA-Permissive 1.0",
-    read=category,
-    names=labels,
+    read=short_answer,
 )

@@ -8,7 +8,6 @@ TASK = Benchmark(
     release=FOOD,
     folders=("food101", "Food101"),
     rows={"": 25250},
-    metrics="accuracy over the 101 names",
     link="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
     licence="for research; the photos are their owners'",
     read=numbered,

@@ -13,7 +13,6 @@ TASK = Benchmark(
     release=FOOD,
     folders=("foodseg103", "FoodSeg103"),
     rows={"": 2135},
-    metrics="F1 of the ingredients of each image, looked for by name",
     link="https://xiongweiwu.github.io/foodseg103.html",
     licence="Apache 2.0 (annotations)",
     read=listed("names_f1", NOT_FOOD),

@@ -62,7 +62,6 @@ class Benchmark:
         title: in tables.
         release: where the rows in this layout come from; ``folders`` are its folder's names there.
         rows: column of the paper's tables -> rows that the paper prints for it.
-        metrics: how answers are scored, in words.
         link: the benchmark's own home, and ``licence`` what its authors say there.
         read: a row's key, given the vocabulary.
         names: the vocabulary of all rows, where scoring needs one.
@@ -74,7 +73,6 @@ class Benchmark:
     release: str
     folders: tuple[str, ...]
     rows: Mapping[str, int]
-    metrics: str
     link: str
     licence: str
     read: Callable[[Row, Names], Key]
@@ -87,7 +85,11 @@ class Benchmark:
         return f"{self.title} {column}".strip()
 
     def questions(self, source: TaskSource) -> Iterator[Question]:
-        """Every row, in order. Raises SourceError when the source is not in this layout."""
+        """Every row, in order; ids end in its number, which seeds what the paper's scoring draws at random.
+
+        Raises:
+            SourceError: the source is not in this layout.
+        """
         columns = source.columns()
         missing = [name for name in REQUIRED if columns is not None and name not in columns]
         if missing:
@@ -101,7 +103,7 @@ class Benchmark:
             asked, key = text(row, "input"), self.read(row, names)
             picture = image(row.get("image"), folder)
             return Question(
-                id=row_id(name, picture, asked, number),
+                id=f"{row_id(name, picture, asked, number)[:12]}-{number}",
                 image=picture,
                 question=asked,
                 answer=key.answer,
@@ -129,10 +131,9 @@ def lettered(row: Row, _: Names) -> Key:
     """One of the choices in the columns A to D; the label is its letter, or its text."""
     choices = tuple(re.sub(rf"^\s*{letter}\s*:\s*", "", text(row, letter)).strip() for letter in LETTERS)
     label = text(row, "label").strip()
-    if label.upper() in LETTERS:
-        return Key(choices[LETTERS.index(label.upper())], "choice", choices=choices)
-    if label in choices:
-        return Key(label, "choice", choices=choices)
+    letter = LETTERS[choices.index(label)] if label in choices else label.upper()
+    if len(letter) == 1 and letter in LETTERS:
+        return Key(letter, "choice", choices=choices)
     raise unreadable(f"the label {label[:80]!r} is neither a letter from A to D nor one of the choices")
 
 
@@ -146,9 +147,8 @@ def listed(metric: str, without: Names = ()) -> Callable[[Row, Names], Key]:
 
     def read(row: Row, names: Names) -> Key:
         label = [name for item in several(row, "label") if (name := _name(item, names)) not in without]
-        return Key(
-            ", ".join(dict.fromkeys(label)), metric, choices=tuple(name for name in names if name not in without)
-        )
+        answer = json.dumps(list(dict.fromkeys(label)), ensure_ascii=False)  # a name may hold a comma
+        return Key(answer, metric, choices=tuple(name for name in names if name not in without))
 
     return read
 
@@ -156,6 +156,11 @@ def listed(metric: str, without: Names = ()) -> Callable[[Row, Names], Key]:
 def category(row: Row, names: Names) -> Key:
     """One of the categories that occur as labels."""
     return Key(text(row, "label").strip(), "category", choices=names)
+
+
+def short_answer(row: Row, _: Names) -> Key:
+    """A word, a number, or yes or no, as the question asks for."""
+    return Key(text(row, "label").strip(), "category")
 
 
 def sentences(row: Row, _: Names) -> Key:

@@ -11,7 +11,6 @@ TASK = Benchmark(
     release=FOOD,
     folders=("nutrition50k", "nutrition5k", "Nutrition5K"),
     rows={"": 507},
-    metrics="recall of the ingredients, looked for by name",
     link="https://github.com/google-research-datasets/Nutrition5k",
     licence="CC BY 4.0",
     read=listed("names_recall"),

@@ -11,7 +11,6 @@ TASK = Benchmark(
     release=REMOTE_SENSING,
     folders=("NWPU_Captions", "NWPU-Captions", "nwpu_captions", "NWPU"),
     rows={"": 31500},
-    metrics="ROUGE-L F against the caption",
     link="https://github.com/HaiyanHuang98/NWPU-Captions",
     licence="not stated",
     read=sentences,

@@ -8,7 +8,6 @@ TASK = Benchmark(
     release=BIOMEDICINE,
     folders=("pathvqa", "PathVQA"),
     rows={"open": 3357, "closed": 3362},
-    metrics="open: recall of the label's words; closed: yes or no",
     link="https://github.com/UCSD-AI4H/PathVQA",
     licence="MIT",
     read=open_or_closed,

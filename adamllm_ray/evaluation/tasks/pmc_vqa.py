@@ -8,7 +8,6 @@ TASK = Benchmark(
     release=BIOMEDICINE,
     folders=("pmc_vqa", "PMC-VQA"),
     rows={"": 2000},
-    metrics="accuracy over the choices A to D",
     link="https://github.com/xiaoman-zhang/PMC-VQA",
     licence="CC BY-SA 4.0",
     read=lettered,

@@ -11,7 +11,6 @@ TASK = Benchmark(
     release=FOOD,
     folders=("food_eval_multitask_v2", "Recipe1M"),
     rows={"": 1000},
-    metrics="ROUGE-L F against the recipe",
     link="https://im2recipe.csail.mit.edu/",
     licence="by registration there",
     read=sentences,

@@ -8,7 +8,6 @@ TASK = Benchmark(
     release=BIOMEDICINE,
     folders=("SLAKE",),
     rows={"open": 645, "closed": 416},
-    metrics="open: recall of the label's words; closed: yes or no",
     link="https://www.med-vqa.com/slake/",
     licence="CC BY 4.0",
     read=open_or_closed,

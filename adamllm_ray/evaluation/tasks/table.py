@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from string import ascii_uppercase
 from typing import Any, cast
 
 from adamllm_ray.config.evaluation import METRIC_NAMES
@@ -20,7 +21,7 @@ from adamllm_ray.evaluation.tasks.files import TaskSource
 from adamllm_ray.evaluation.tasks.rows import Row, image, question_or_verdict, row_id, several, text, unreadable
 
 REQUIRED = ("image", "question", "answer")
-OF_CHOICES = ("choice", "numbered_choice", "names_recall", "names_f1", "category")
+LETTERS = "ABCD"  # of choices that are not listed
 OF_NAMES = ("names_recall", "names_f1")  # the answer is a list
 
 
@@ -41,7 +42,7 @@ def table_questions(source: TaskSource, metric: str) -> Iterator[Question]:
 
     def make(row: Row, name: str, number: int) -> Question:
         asked, how = text(row, "question"), _metric(row, metric)
-        answer = ", ".join(several(row, "answer")) if how in OF_NAMES else text(row, "answer")
+        answer = json.dumps(several(row, "answer"), ensure_ascii=False) if how in OF_NAMES else text(row, "answer")
         kind = _kind(row, answer)
         picture, meta = image(row.get("image"), folder), row.get("meta")
         return Question(
@@ -76,13 +77,18 @@ def _metric(row: Row, usual: str) -> str:
 
 
 def _choices(row: Row, answer: str, metric: str) -> tuple[str, ...] | None:
+    """The listed choices. Raises RowError where no answer could be right."""
     value: Any = row.get("choices")
-    if not value:
-        if metric in OF_CHOICES:
-            raise unreadable(f"metric '{metric}' needs the column 'choices', a list of texts")
-        return None
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+    if value and (not isinstance(value, list) or not all(isinstance(item, str) for item in value)):
         raise unreadable("'choices' is not a list of texts")
-    if metric == "auto" and answer.casefold().strip() not in {item.casefold().strip() for item in value}:
-        raise unreadable(f"the answer {answer[:80]!r} is not one of the choices")
-    return tuple(value)
+    known = tuple(value or ())
+    labels = {"choice": LETTERS if not known else ascii_uppercase[: len(known)], "numbered_choice": range(len(known))}
+    if metric in labels or (metric == "auto" and known):
+        texts = {*map(str, labels.get(metric, ())), *(item.casefold().strip() for item in known)}
+        if answer.strip() not in texts and answer.casefold().strip() not in texts:
+            raise unreadable(
+                f"the answer {answer[:80]!r} is not one of the choices"
+                if known
+                else f"metric '{metric}' needs the column 'choices', a list of texts"
+            )
+    return known or None

@@ -11,7 +11,6 @@ TASK = Benchmark(
     release=REMOTE_SENSING,
     folders=("UC_Merced", "uc_merced", "UCMerced"),
     rows={"": 21000},
-    metrics="accuracy over the categories",
     link="http://weegee.vision.ucmerced.edu/datasets/landuse.html",
     licence="images of the USGS, public domain",
     read=category,

@@ -11,7 +11,6 @@ TASK = Benchmark(
     release=BIOMEDICINE,
     folders=("vqa_rad", "VQA_RAD"),
     rows={"open": 179, "closed": 272},
-    metrics="open: recall of the label's words; closed: yes or no",
     link="https://osf.io/89kps/",
     licence="CC0 1.0",
     read=open_or_closed,
