@@ -100,8 +100,8 @@ class TransformersEngine:
 
         specs = [request.sampling or sampling for request in batch]
         inputs = self._collator.prompts([(request.prompt_token_ids, request.image) for request in batch])
-        if (tiles := inputs.pop("num_tiles", None)) is not None:
-            inputs["cross_attention_mask"] = _seen_tiles(inputs, tiles, self._collator.image_id)
+        if "aspect_ratio_mask" in inputs:
+            inputs["cross_attention_mask"] = _seen_tiles(inputs, self._collator.image_id)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         if max(lengths) >= self._most:
             raise ValueError(f"the prompt has {max(lengths)} tokens, the maximum model length is {self._most}")
@@ -139,14 +139,10 @@ def _completion(name: str, ids: list[int], spec: SamplingSpec, prompt: int, seco
     return Completion(name, written, reason, prompt_tokens=prompt, seconds=seconds)
 
 
-def _seen_tiles(inputs: dict[str, Any], tiles: Any, image_id: int | None) -> Any:
+def _seen_tiles(inputs: dict[str, Any], image_id: int | None) -> Any:
     """Mllama's mask [batch, tokens, images, tiles]: text from the image's token on attends to the tiles it has."""
-    import torch
-
     after = (inputs["input_ids"] == image_id).cumsum(dim=1) > 0
-    most = inputs["aspect_ratio_mask"].shape[-1]
-    there = torch.arange(most)[None, None, None, :] < tiles[:, None, :, None]
-    return (after[:, :, None, None] & there).long()
+    return after.long()[:, :, None, None] * inputs["aspect_ratio_mask"][:, None]
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:

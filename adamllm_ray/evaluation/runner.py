@@ -33,7 +33,7 @@ from adamllm_ray.evaluation.fallback import engine_maker
 from adamllm_ray.evaluation.metrics_until_merge import Score, score
 from adamllm_ray.evaluation.scores import summarise
 from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore, QuestionStore, write_table
-from adamllm_ray.evaluation.tasks import Question, describe, load_questions, task_source, token_limit
+from adamllm_ray.evaluation.tasks import Question, describe, load_questions, task_questions, task_source, token_limit
 from adamllm_ray.models.card import refresh_card
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.synthesis.actors import EngineMaker
@@ -104,10 +104,10 @@ def evaluate(
 
 
 def check(config: RunConfig) -> None:
-    """Look at every task's files, hours before they are asked. Raises SourceError naming the field."""
+    """Look at the first row of every task, hours before it is asked. Raises SourceError naming the field."""
     for asked in config.evaluation.asked:
         if asked.task.name != POCKET:
-            task_source(asked, config.data.s3, config.data.images).columns()
+            next(task_questions(asked, config.data.s3, config.data.images), None)
 
 
 def fingerprint(config: RunConfig, contestants: Sequence[Contestant]) -> dict[str, Any]:

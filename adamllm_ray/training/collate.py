@@ -169,7 +169,9 @@ class Collator:
                     raise ModelError("a prompt has an image, but not exactly one image placeholder token")
                 at = ids.index(self.image_id)
                 ids = [*ids[:at], *image.ids, *ids[at + 1 :]]
-            pieces.append((ids, [IGNORE] * len(ids), image.tensors if image else {}))
+            found = image.tensors.items() if image else ()
+            tensors = {name: tensor for name, tensor in found if isinstance(tensor, torch.Tensor)}
+            pieces.append((ids, [IGNORE] * len(ids), tensors))
         text = self._pad(pieces)
         width = text.pop("labels").shape[1]
         for name, tensor in text.items():

@@ -86,7 +86,7 @@ def load_questions(
     alone = len(section.asked) == 1
     for asked in section.asked:
         limit = asked.task.limit or section.limit
-        questions = _unique(_named(asked, section, _questions(asked, s3, limits), alone=alone))
+        questions = _unique(_named(asked, section, task_questions(asked, s3, limits), alone=alone))
         if limit is None:
             yield from questions
         else:
@@ -127,7 +127,14 @@ def describe(asked: AskedTask, section: EvaluationSection) -> dict[str, Any]:
     return found | {"protocol": how}
 
 
-def _questions(asked: AskedTask, s3: S3Section | None, limits: ImageLimits | None) -> Iterator[Question]:
+def task_questions(
+    asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None
+) -> Iterator[Question]:
+    """All rows of one task, as it is read: ids and columns do not say yet which task they are of.
+
+    Raises:
+        SourceError: the task as a whole cannot be read.
+    """
     if asked.task.name == POCKET:
         from adamllm_ray.evaluation.tasks.pocket import pocket_questions
 
