@@ -29,7 +29,7 @@ class Baseline:
     name: str
     fitted_on: str
     accuracy: dict[str, float]
-    values: dict[str, int] = field(repr=False)  # question id -> 0 or 1
+    values: dict[str, float] = field(repr=False)  # question id -> score, 0..1
 
 
 def majority(test: Sequence[Question], train: Sequence[Question] | None) -> Baseline:
@@ -117,10 +117,10 @@ def _with_bias(x: Features) -> Features:
 
 
 def _baseline(name: str, fitted_on: str, test: Sequence[Question], predictions: Sequence[str]) -> Baseline:
-    values: dict[str, int] = {}
-    groups: dict[str, list[int]] = defaultdict(list)
+    values: dict[str, float] = {}
+    groups: dict[str, list[float]] = defaultdict(list)
     for question, prediction in zip(test, predictions, strict=True):
         row: Scorable = question
-        values[question.id] = score(prediction, row).value if prediction else 0
+        values[question.id] = score(prediction, row, "strict").value if prediction else 0.0
         groups[question.type].append(values[question.id])
     return Baseline(name, fitted_on, {kind: sum(group) / len(group) for kind, group in groups.items()}, values)

@@ -111,7 +111,8 @@ def fingerprint(config: RunConfig, contestants: Sequence[Contestant]) -> dict[st
 
     section = config.evaluation
     package = "adamllm_ray.evaluation"
-    names = ("metrics", "intervals", "baselines", "scores", "answers", "stores", "runner")
+    metrics = ("", ".contract", ".text", ".free", ".labels", ".options", ".names", ".rouge")
+    names = (*(f"metrics{name}" for name in metrics), "intervals", "baselines", "scores", "answers", "stores", "runner")
     code = [f"{package}.{name}" for name in names]
     return {
         "task": section.task,
@@ -191,9 +192,11 @@ def _check_refusals(answers: Sequence[Mapping[str, Any]], name: str) -> None:
 class _Key:
     """The answer key of a stored row."""
 
+    id: str
     answer: str
     kind: str
     choices: Sequence[str] | None
+    metric: str = "auto"
 
 
 def _scored(rows: Sequence[Mapping[str, Any]], name: str, total: int) -> list[dict[str, Any]]:
@@ -207,12 +210,13 @@ def _score_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """A question that the engine refused counts as a wrong answer; one that is itself unusable does not count."""
     verdict = Verdict(row["verdict"])
     if verdict in (Verdict.ENGINE_ERROR, Verdict.PROMPT_TOO_LONG):
-        found = Score(0, parsed=False)
+        found = Score(0.0, parsed=False)
     elif verdict is not Verdict.OK:
         return {"score": None, "parsed": None, "recall": None}
     else:
-        found = score(row["prediction"], _Key(row["answer"], row["kind"], row["choices"]))
-    return {"score": found.value, "parsed": found.parsed, "recall": found.recall}
+        key = _Key(row["question_id"], row["answer"], row["kind"], row["choices"])
+        found = score(row["prediction"], key, "strict")
+    return {"score": int(found.value), "parsed": found.parsed, "recall": None}
 
 
 def _baselines(questions: QuestionStore, config: RunConfig, scored: set[str]) -> list[Baseline]:

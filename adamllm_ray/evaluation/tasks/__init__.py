@@ -48,6 +48,7 @@ class Question:
     meta: str | None = None
     verdict: Verdict = Verdict.OK
     verdict_detail: str | None = None
+    metric: str = "auto"
 
     def row(self) -> dict[str, Any]:
         """As a row of QUESTION_SCHEMA."""
