@@ -18,7 +18,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adamllm_ray.evaluation.baselines import Baseline
-from adamllm_ray.evaluation.intervals import Interval, average_interval, mcnemar_exact, mean_interval
+from adamllm_ray.evaluation.intervals import (
+    Difference,
+    Interval,
+    average_difference,
+    average_interval,
+    mean_interval,
+    paired_difference,
+)
 
 MODELS = ("base", "adapted")
 Row = Mapping[str, Any]
@@ -89,12 +96,11 @@ def _difference(
         return {"types": {}, "overall": None, "average": None}
     pairs = {name: _paired(base[name], adapted[name]) for name in types}
     everything = [pair for name in types for pair in pairs[name]]
-    gains = [[after - before for before, after in pairs[name]] for name in types]
-    average = average_interval(gains, samples, seed)
+    average = average_difference([_columns(pairs[name]) for name in types], samples, seed)
     return {
         "types": {name: _gain(pairs[name], samples, seed) for name in types},
         "overall": _gain(everything, samples, seed),
-        "average": {"value": average.value, "lo": average.lo, "hi": average.hi, "p": None},
+        "average": _told(average),
     }
 
 
@@ -105,9 +111,15 @@ def _paired(base: Sequence[Row], adapted: Sequence[Row]) -> list[tuple[int, int]
 
 
 def _gain(pairs: Sequence[tuple[int, int]], samples: int, seed: int) -> dict[str, float]:
-    interval = mean_interval([after - before for before, after in pairs], samples, seed)
-    p = mcnemar_exact([before for before, _ in pairs], [after for _, after in pairs])
-    return {"value": interval.value, "lo": interval.lo, "hi": interval.hi, "p": p}
+    return _told(paired_difference(*_columns(pairs), samples, seed))
+
+
+def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    return [before for before, _ in pairs], [after for _, after in pairs]
+
+
+def _told(found: Difference) -> dict[str, float]:
+    return {"value": found.value, "lo": found.lo, "hi": found.hi, "p": found.p}
 
 
 def _baseline(item: Baseline, groups: Mapping[str, list[Row]], types: Sequence[str]) -> dict[str, Any]:
