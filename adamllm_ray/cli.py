@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from adamllm_ray.config import RunConfig, config_schema, dump_config, load_config
 from adamllm_ray.errors import ConfigError
+from adamllm_ray.evaluation.command import compare
 from adamllm_ray.exits import outcome, resumable
 from adamllm_ray.stages import planned, run_stages, stage_named
 from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
 app.add_typer(pocket, name="pocket")
+app.command()(compare)
 
 WATCH_S = 10.0
 

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "config evaluate ingest plan pocket push redrive report run size status submit synthesize train verify".split()  # noqa: SIM905
+VERBS = "compare config evaluate ingest plan pocket push redrive report run size".split()  # noqa: SIM905
+VERBS += "status submit synthesize train verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:
@@ -89,7 +90,11 @@ TESTED_WITH_A_NEIGHBOUR = {
     "data/sources/table.py": "data/sources/test_parquet.py",
     "data/verdicts.py": "data/test_run.py",
     "evaluation/answers.py": "evaluation/test_runner.py",
-    "evaluation/metrics_until_merge.py": "evaluation/test_runner.py",
+    "evaluation/command.py": "evaluation/test_compare.py",
+    **{
+        f"evaluation/metrics/{name}.py": "evaluation/test_metrics.py"
+        for name in ("contract", "free", "labels", "names", "options", "rouge", "text")
+    },
     "evaluation/tasks/clrs.py": "evaluation/tasks/test_layout.py",
     "evaluation/tasks/floodnet.py": "evaluation/tasks/test_layout.py",
     "evaluation/tasks/food101.py": "evaluation/tasks/test_layout.py",

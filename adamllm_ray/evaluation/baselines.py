@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from adamllm_ray.evaluation.metrics_until_merge import Mode, score
+from adamllm_ray.evaluation.metrics import Mode, score
 from adamllm_ray.evaluation.tasks import Question
 
 Features = NDArray[np.float64]

@@ -30,7 +30,7 @@ from adamllm_ray.errors import ConfigError, ModelError, RowAccountingError, Sour
 from adamllm_ray.evaluation.answers import Contestant, answer
 from adamllm_ray.evaluation.baselines import MODES, Baseline, colour, majority
 from adamllm_ray.evaluation.fallback import engine_maker
-from adamllm_ray.evaluation.metrics_until_merge import Score, score
+from adamllm_ray.evaluation.metrics import Score, score
 from adamllm_ray.evaluation.scores import summarise
 from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore, QuestionStore, write_table
 from adamllm_ray.evaluation.tasks import Question, describe, load_questions, task_questions, task_source, token_limit

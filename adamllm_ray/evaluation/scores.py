@@ -15,8 +15,8 @@ The layout, which the report and the CLI read (``extra["scores"]`` of the evalua
                  "models": {"base" | "adapted": {"strict": CELL, "paper": CELL}}, ...}}
 
 CELL is {n, accuracy, lo, hi, unparsable}, DIFF is {value, lo, hi, p}; all shares in 0..1. "accuracy" is the mean score,
-which is graded for recall, F1 and ROUGE-L: then ``p`` is None. "overall" counts every question once; "average" is the
-unweighted mean over columns, as in the paper (biomedicine: seven, open and closed counted separately).
+which is graded for recall, F1 and ROUGE-L. "overall" counts every question once; "average" is the unweighted mean over
+columns, as in the paper (biomedicine: seven, open and closed counted separately).
 """
 
 from __future__ import annotations
@@ -26,8 +26,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from adamllm_ray.evaluation.baselines import MODES, Baseline
-from adamllm_ray.evaluation.intervals import Interval, average_interval, mcnemar_exact, mean_interval
-from adamllm_ray.evaluation.metrics_until_merge import METRICS, Mode
+from adamllm_ray.evaluation.intervals import (
+    Difference,
+    Interval,
+    average_difference,
+    average_interval,
+    mean_interval,
+    paired_difference,
+)
+from adamllm_ray.evaluation.metrics import METRICS, Mode
 
 MODELS = ("base", "adapted")
 Row = Mapping[str, Any]
@@ -106,20 +113,17 @@ class _Part:
         """Paired by question: both lists of a column are sorted by id."""
         if not self._types:
             return {"types": {}, "overall": None, "average": None}
-        pairs = {name: _paired(base[name], adapted[name], mode) for name in self._types}
-        gains = [[after - before for before, after in pairs[name]] for name in self._types]
-        average = average_interval(gains, self._samples, self._seed)
+        pairs = [_paired(base[name], adapted[name], mode) for name in self._types]
+        average = average_difference(pairs, self._samples, self._seed)
+        pooled = tuple([value for pair in pairs for value in pair[side]] for side in (0, 1))
         return {
-            "types": {name: self._gain(pairs[name]) for name in self._types},
-            "overall": self._gain([pair for name in self._types for pair in pairs[name]]),
-            "average": {"value": average.value, "lo": average.lo, "hi": average.hi, "p": None},
+            "types": {name: self._gain(*pair) for name, pair in zip(self._types, pairs, strict=True)},
+            "overall": self._gain(*pooled),
+            "average": _told(average),
         }
 
-    def _gain(self, pairs: Sequence[tuple[float, float]]) -> dict[str, float | None]:
-        interval = mean_interval([after - before for before, after in pairs], self._samples, self._seed)
-        yes_or_no = all(value in (0.0, 1.0) for pair in pairs for value in pair)
-        p = mcnemar_exact([before for before, _ in pairs], [after for _, after in pairs]) if yes_or_no else None
-        return {"value": interval.value, "lo": interval.lo, "hi": interval.hi, "p": p}
+    def _gain(self, before: Sequence[float], after: Sequence[float]) -> dict[str, float]:
+        return _told(paired_difference(before, after, self._samples, self._seed))
 
 
 def cell(rows: Sequence[Row], mode: Mode, samples: int, seed: int) -> dict[str, Any]:
@@ -164,10 +168,14 @@ def _values(rows: Sequence[Row], mode: Mode) -> list[float]:
     return [float(row[f"score_{mode}"]) for row in rows]
 
 
-def _paired(base: Sequence[Row], adapted: Sequence[Row], mode: Mode) -> list[tuple[float, float]]:
+def _paired(base: Sequence[Row], adapted: Sequence[Row], mode: Mode) -> tuple[list[float], list[float]]:
     if [row["question_id"] for row in base] != [row["question_id"] for row in adapted]:
         raise ValueError("the two models were not asked the same questions")
-    return list(zip(_values(base, mode), _values(adapted, mode), strict=True))
+    return _values(base, mode), _values(adapted, mode)
+
+
+def _told(found: Difference) -> dict[str, float]:
+    return {"value": found.value, "lo": found.lo, "hi": found.hi, "p": found.p}
 
 
 def _baseline(item: Baseline, groups: Groups, types: Sequence[str], mode: Mode) -> dict[str, Any]:

@@ -98,7 +98,9 @@ def test_same_weights_give_the_same_answers_and_no_difference(finished):
     assert any(by_model["base"].values())
     scores = manifest.extra["scores"]
     assert scores["models"]["base"]["overall"]["n"] == QUESTIONS
-    assert scores["difference"]["overall"] == {"value": 0.0, "lo": 0.0, "hi": 0.0, "p": 1.0}
+    gain = scores["difference"]["overall"]
+    assert (gain["value"], gain["p"]) == (0.0, 1.0)
+    assert gain["lo"] < 0 < gain["hi"]  # ten questions cannot show that nothing differs
     assert scores["unusable"] == 2
     assert scores["baselines"]["majority"]["fitted_on"] == "test"
     assert scores["general"] is None

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from adamllm_ray.config import EvaluationSection
-from adamllm_ray.config.evaluation import BENCHMARKS
+from adamllm_ray.config.evaluation import BENCHMARKS, METRIC_NAMES
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
+from adamllm_ray.evaluation.metrics import METRICS
 from adamllm_ray.evaluation.tasks import benchmark, describe, load_questions
 from adamllm_ray.evaluation.tasks.layout import vocabulary
 from tests.evaluation.tasks import released
@@ -43,7 +44,8 @@ def test_three_sound_rows_and_a_verdict(name: str, paths: dict[str, str]) -> Non
     assert {one.max_new_tokens for one in sound} == {task.max_new_tokens}
 
 
-def test_names_in_the_configuration_are_the_files_here() -> None:
+def test_names_in_the_configuration_are_the_files_and_metrics_here() -> None:
+    assert list(METRICS) == list(METRIC_NAMES)
     assert [benchmark(name).name for name in BENCHMARKS] == list(BENCHMARKS)
     rows = [count for name in BENCHMARKS for count in benchmark(name).rows.values()]
     assert len(rows) == 15  # columns of the paper's tables: biomedicine has seven
