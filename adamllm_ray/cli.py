@@ -18,6 +18,7 @@ from rich.markup import escape
 from adamllm_ray.arguments import ConfigPath, Overrides, folder_of
 from adamllm_ray.config import config_schema, dump_config, load_config
 from adamllm_ray.errors import ConfigError
+from adamllm_ray.evaluation.command import compare
 from adamllm_ray.exits import outcome, resumable
 from adamllm_ray.products import products
 from adamllm_ray.stages import planned, run_stages, stage_named
@@ -37,6 +38,7 @@ app = typer.Typer(
 pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
 app.add_typer(pocket, name="pocket")
 app.add_typer(products)  # report, quality, publish, push
+app.command()(compare)
 
 WATCH_S = 10.0
 
@@ -117,7 +119,7 @@ def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = F
     Example:  adamllm evaluate my.yaml --set evaluation.task=/data/xrays/test.parquet
     """
     settings = load_config(config, set_ or [])
-    if not settings.evaluation.task:
+    if not settings.evaluation.asked:
         raise ConfigError("evaluation.task is empty: name a Parquet or JSONL file with questions, or 'pocket'")
     done = _stage_command("evaluate", config, set_, force_new)
     print_scores(folder_of(settings))

@@ -34,7 +34,7 @@ def quality(config: ConfigPath, set_: Overrides = None) -> None:
 
     Reads every image once to compare it with the evaluation sets; the result is kept and shown by `adamllm report`.
 
-    Example:  adamllm quality my.yaml --set contamination.against='[/data/next-benchmark.parquet]'
+    Example:  adamllm quality my.yaml --set contamination.near_images=6
     """
     from adamllm_ray.quality.measure import judge_data
 

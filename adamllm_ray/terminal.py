@@ -56,7 +56,7 @@ def _pocket_figures(config: RunConfig) -> list[str]:
     """What the shipped models could do when they were built, for those of them that this run used."""
     from adamllm_ray.models.checkpoint import POCKET, resolve_model
 
-    used = {role: spec for role, spec in config.models if spec.startswith(POCKET)}
+    used = {role: spec for role, spec in config.models if role != "adapted" and spec.startswith(POCKET)}
     if not used:
         return []
     figures = json.loads((Path(resolve_model(next(iter(used.values())))).parent / "figures.json").read_text())
@@ -71,12 +71,15 @@ def _pocket_figures(config: RunConfig) -> list[str]:
 
 
 def print_scores(folder: RunFolder) -> None:
-    """The score table of a finished evaluation."""
+    """The score tables of a finished evaluation."""
+    from adamllm_ray.report.modes import mode_tables
     from adamllm_ray.report.summary import score_table
 
     manifest = folder.stage("evaluate").manifest()
     if manifest is not None:
         console.print(score_table(manifest.extra))
+        for item in mode_tables(manifest.extra["scores"]):
+            console.print(item, highlight=False, soft_wrap=isinstance(item, str))
 
 
 def print_quality(profile: dict[str, Any], contamination: dict[str, Any] | None) -> None:

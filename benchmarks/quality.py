@@ -40,7 +40,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = parse_config(
-            {"run": {"output": str(folder / "run")}, "contamination": {"against": [str(folder / "test.parquet")]}}
+            {
+                "run": {"output": str(folder / "run")},
+                "contamination": {"against": [{"name": "test", "path": str(folder / "test.parquet")}]},
+            }
         )
         run = RunFolder.of(config.run)
         jpegs = [picture(seed) for seed in range(IMAGES)]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from adamllm_ray.config.evaluation import TaskSection
 from adamllm_ray.config.fields import Count, Section, Weight
 
 ContaminationKind = Literal["image", "near_image", "question", "near_question", "pair"]
@@ -14,9 +15,9 @@ ContaminationKind = Literal["image", "near_image", "question", "near_question", 
 class ContaminationSection(Section):
     """Training data that are also in an evaluation set: found, reported and, if asked for, left out of training."""
 
-    against: list[str] = Field(
+    against: list[TaskSection] = Field(
         default_factory=list,
-        description="Question files to compare with beside evaluation.task, in the same layout: benchmarks to come.",
+        description="More sets to compare with, written as in evaluation.tasks: benchmarks that are asked later.",
     )
     near_images: int | None = Field(
         default=4,

@@ -98,7 +98,7 @@ def _models(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
     if "synthesize" in manifests:
         asked = manifests["synthesize"].fingerprint
         prints |= {role: asked[role] for role in ("synthesizer", "judge") if isinstance(asked.get(role), str)}
-    rows = [(role, public_name(spec), f"`{prints.get(role, '')}`") for role, spec in config.models]
+    rows = [(role, public_name(spec), f"`{prints.get(role, '')}`") for role, spec in config.models if role != "adapted"]
     return ["## Models", table(["role", "model", "fingerprint"], rows)]
 
 

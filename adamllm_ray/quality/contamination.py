@@ -28,14 +28,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adamllm_ray import progress
-from adamllm_ray.config import ContaminationSection, ImageLimits, RunConfig
+from adamllm_ray.config import AskedTask, ContaminationSection, ImageLimits, RunConfig
 from adamllm_ray.data import images, storage
 from adamllm_ray.data.duplicates import NearHashes, perceptual_hash
 from adamllm_ray.data.manifest import code_version
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ImageRefused
-from adamllm_ray.evaluation.tasks import Question, load_questions
+from adamllm_ray.evaluation.tasks import Question, task_questions
 from adamllm_ray.quality.questions import KnownQuestions, normal
 
 FOUND, SUMMARY = "quality/contamination.parquet", "quality/contamination.json"
@@ -106,14 +106,14 @@ class EvaluationSets:
 
     @classmethod
     def load(cls, config: RunConfig) -> EvaluationSets:
-        """The task of the configuration and those in ``contamination.against``, whole. Raises SourceError."""
+        """Every task of the evaluation and of ``contamination.against``, whole, whatever their limits say.
+
+        Raises:
+            SourceError: one of them cannot be read.
+        """
         sets = cls(config.contamination, config.data.images)
-        tasks = [*filter(None, [config.evaluation.task]), *config.contamination.against]
-        section = config.evaluation
-        sets.fill(
-            (task, load_questions(section.model_copy(update={"task": task, "limit": None}), 0, config.data.s3))
-            for task in dict.fromkeys(tasks)
-        )
+        limits, s3 = config.data.images, config.data.s3
+        sets.fill((asked.task.name, task_questions(asked, s3, limits)) for asked in evaluation_tasks(config))
         return sets
 
     def fill(self, sets: Iterable[tuple[str, Iterable[Question]]]) -> None:
@@ -190,6 +190,16 @@ class EvaluationSets:
 
 def _image_columns(kind: str, where: Where, bits: int) -> dict[str, Any]:
     return {"image_match": kind, "image_set": where[0], "image_question": where[1], "image_bits": bits}
+
+
+def evaluation_tasks(config: RunConfig) -> list[AskedTask]:
+    """What a model of this run is asked, and what it may be asked later; each set once."""
+    more = [
+        AskedTask(f"contamination.against.{number}", task, False)
+        for number, task in enumerate(config.contamination.against)
+    ]
+    found = {(asked.task.name, asked.task.path): asked for asked in [*more, *config.evaluation.asked]}
+    return list(found.values())
 
 
 def find_contamination(config: RunConfig, run: RunFolder, sets: EvaluationSets) -> dict[str, Any]:

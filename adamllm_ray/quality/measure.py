@@ -17,7 +17,7 @@ from adamllm_ray.data.jsonfile import Damaged, json_records
 from adamllm_ray.data.manifest import code_version
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError, SourceError
-from adamllm_ray.quality.contamination import EvaluationSets, find_contamination
+from adamllm_ray.quality.contamination import EvaluationSets, evaluation_tasks, find_contamination
 from adamllm_ray.quality.profile import Check, Profile, labels_by_hand, pocket_labels
 
 PROFILE = "quality/profile.json"
@@ -34,7 +34,7 @@ def judge_data(config: RunConfig, run: RunFolder) -> tuple[dict[str, Any], dict[
     found = profile(config, run)
     if found is None:
         raise ConfigError(f"{run.uri} has no finished synthesis to judge; run `adamllm synthesize` first")
-    if not config.evaluation.task and not config.contamination.against:
+    if not evaluation_tasks(config):
         return found, None
     return found, find_contamination(config, run, EvaluationSets.load(config))
 

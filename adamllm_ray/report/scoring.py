@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MODELS = ("base", "adapted")
-FIRST = ("protocol", "split", "n", "unusable")  # columns of the tasks, before whatever else is said of them
+FIRST = ("protocol", "split", "rows", "n", "unusable")  # columns of the tasks, before whatever else is said of them
 TITLES = {
     "strict": "Scores",
     "paper": "The same answers under the published metrics",
@@ -55,6 +55,8 @@ def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any])
     if not scores:
         return []
     found = [("strict", scores), *((key, scores[key]) for key in ("paper", "general") if scores.get(key))]
+    if not _published(scores):
+        found = [(key, each) for key, each in found if key != "paper"]
     tables = []
     for key, each in found:
         if each["models"]["base"]["overall"]:
@@ -63,11 +65,23 @@ def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any])
     return tables
 
 
+def _published(scores: Mapping[str, Any]) -> bool:
+    """Whether the published metrics have something to say: a published benchmark was asked, or they differ."""
+    tasks: Mapping[str, Any] = scores.get("tasks") or {}
+    return any("paper_rows" in task for task in tasks.values()) or (
+        (scores.get("paper") or scores)["models"] != scores["models"]
+    )
+
+
 def task_rows(scores: Mapping[str, Any] | None) -> tuple[list[str], list[list[Any]]]:
     """(columns, rows) of what was asked: protocol, split, denominator and what else is said of each task."""
     tasks: Mapping[str, Mapping[str, Any]] = (scores or {}).get("tasks") or {}
     plain = {
-        name: {key: value for key, value in item.items() if isinstance(value, str | int | float)}
+        name: {
+            key: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+            for key, value in item.items()
+            if isinstance(value, str | int | float) and (key, value) != ("title", name)
+        }
         for name, item in tasks.items()
     }
     there = dict.fromkeys(key for item in plain.values() for key in item)

@@ -66,23 +66,30 @@ def _train(config: RunConfig) -> _Fields:
     for number, source in enumerate(config.mixture.replay):
         yield f"mixture.replay.{number}.path", source.path, DATA
         yield f"mixture.replay.{number}.image_folder", source.image_folder, DATA
-    for number, path in enumerate(config.contamination.against if config.contamination.exclude else ()):
-        yield f"contamination.against.{number}", path, DATA
-    if config.contamination.exclude and config.evaluation.task != "pocket":
-        yield "evaluation.task", config.evaluation.task, DATA
+    if config.contamination.exclude:
+        yield from _against(config)
+        yield from _asked(config)
 
 
 def _evaluate(config: RunConfig) -> _Fields:
     yield "models.base", config.models.base, MODEL
-    yield "evaluation.engine.lora", config.evaluation.engine.lora, MODEL
-    if config.evaluation.task != "pocket":
-        yield "evaluation.task", config.evaluation.task, DATA
+    yield "models.adapted", config.models.adapted, MODEL
+    yield from _asked(config)
+
+
+def _asked(config: RunConfig) -> _Fields:
+    for field, task, _ in config.evaluation.asked:
+        yield field if field == "evaluation.task" else f"{field}.path", task.path, DATA
+
+
+def _against(config: RunConfig) -> _Fields:
+    for number, task in enumerate(config.contamination.against):
+        yield f"contamination.against.{number}.path", task.path, DATA
 
 
 def _report(config: RunConfig) -> _Fields:
     """The end of a whole run: judging its data, and the page."""
-    for number, path in enumerate(config.contamination.against):
-        yield f"contamination.against.{number}", path, DATA
+    yield from _against(config)
     yield "report.labels", config.report.labels, DATA
     for name, folder in config.report.ablations.items():
         yield f"report.ablations.{name}", folder, DATA

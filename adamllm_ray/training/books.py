@@ -32,7 +32,7 @@ def forbidden_sets(config: RunConfig) -> EvaluationSets | None:
     if not len(sets):
         raise ConfigError(
             "contamination.exclude names kinds of matches, but there is no evaluation set to compare with: "
-            "set evaluation.task or contamination.against"
+            "set evaluation.tasks or contamination.against"
         )
     return sets
 

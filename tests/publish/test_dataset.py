@@ -127,7 +127,11 @@ def test_contaminated_records_are_left_out_and_counted(config, run, tmp_path):
     asked = [{"image": picture(5), "question": "Is it five?", "answer": "yes"}]
     pq.write_table(pa.Table.from_pylist(asked), tmp_path / "test.parquet")
     settings = config.model_dump(mode="json")
-    settings["contamination"] = {"against": [str(tmp_path / "test.parquet")], "near_images": None, "exclude": ["image"]}
+    settings["contamination"] = {
+        "against": [{"name": "test", "path": str(tmp_path / "test.parquet")}],
+        "near_images": None,
+        "exclude": ["image"],
+    }
     done = publish(parse_config(settings), run, str(tmp_path / "out"))
     assert (done.rows, done.left_out) == (19, {"contaminated": 1})
     assert "left out here: 1 contaminated" in (tmp_path / "out" / "README.md").read_text()

@@ -48,8 +48,12 @@ def leaky(config, run, tmp_path):
     )
     other = _questions(tmp_path / "other.parquet", [(picture(200), rows[4]["instruction"]), (b"no image", "Is it?")])
     settings = config.model_dump(mode="json")
-    settings["evaluation"]["task"] = domain
-    settings["contamination"] = {"against": [other], "near_questions": 0.7, "exclude": ["image", "near_image"]}
+    settings["evaluation"]["tasks"] = [{"name": "domain", "path": domain, "limit": 1}]
+    settings["contamination"] = {
+        "against": [{"name": "other", "path": other}],
+        "near_questions": 0.7,
+        "exclude": ["image", "near_image"],
+    }
     return parse_config(settings)
 
 
@@ -69,7 +73,7 @@ def test_images_and_questions_are_found_again(leaky, run):
     assert summary["rows"] == 9
     assert summary["counts"]["pair"] == 1  # record 1: others share an image and, elsewhere, a question
     assert [n for n, row in rows.items() if row["pair"]] == [1]
-    domain, other = summary["sets"].values()
+    domain, other = summary["sets"]["domain"], summary["sets"]["other"]
     assert (domain["questions"], domain["images"], domain["counts"]["near_image"]) == (6, 6, 2)
     assert other["counts"]["question"] == 1
     assert [row["image_match"] for row in summary["examples"]] == ["image", "near_image", "near_image", "image"]

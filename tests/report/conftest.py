@@ -89,12 +89,14 @@ def _scores() -> dict:
                         "question_id": key,
                         "model": model,
                         "type": name,
-                        "score": int(right),
-                        "parsed": parsed,
-                        "recall": None,
+                        "score_strict": int(right),
+                        "parsed_strict": parsed,
+                        "score_paper": int(right),
+                        "parsed_paper": parsed,
                     }
                 )
-    baselines = [Baseline("majority", "train", {}, values), Baseline("colour", "train", {}, values)]
+    of_modes = {"strict": values, "paper": values}
+    baselines = [Baseline("majority", "train", {}, of_modes), Baseline("colour", "train", {}, of_modes)]
     return summarise(rows, baselines)
 
 

@@ -129,7 +129,9 @@ def test_other_score_sets_ablations_and_tasks_are_shown(config, full_run, tmp_pa
     other = RunFolder(str(tmp_path / "other"))
     other.stage("evaluate").begin({"x": 1})
     other.stage("evaluate").finish(rows_in=960, verdicts={"ok": 960}, extra={"scores": scores}, seconds=61)
-    tasks = {"water": {"protocol": "bare question", "split": "test <b>", "n": 480, "unusable": 3, "metrics": ["x"]}}
+    tasks = {
+        "water": {"protocol": "bare question", "split": "test <b>", "n": 480, "unusable": 3, "paper_rows": {"x": 1}}
+    }
     more = scores | {"paper": scores, "general": scores, "tasks": tasks}
     evaluate.finish(rows_in=960, verdicts={"ok": 960}, extra={"scores": more}, seconds=61)
     settings = config.model_dump(mode="json")

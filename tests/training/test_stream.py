@@ -104,7 +104,11 @@ def test_contaminated_records_do_not_train_and_say_so(tmp_path: Path, tiny_vlm: 
     leaked = [row for row in rows if row["verdict"] == Verdict.OK][:3]
     asked = [{"image": row["image"], "question": f"Is it {n}?", "answer": "no"} for n, row in enumerate(leaked)]
     pq.write_table(pa.Table.from_pylist(asked), tmp_path / "test.parquet")
-    section = {"against": [str(tmp_path / "test.parquet")], "near_images": None, "exclude": ["image"]}
+    section = {
+        "against": [{"name": "test", "path": str(tmp_path / "test.parquet")}],
+        "near_images": None,
+        "exclude": ["image"],
+    }
     config = config.model_validate(config.model_dump() | {"contamination": section})
     forbidden = forbidden_sets(config)
     books = Books(config, run, run.stage("train"), str(tiny_vlm), forbidden)
