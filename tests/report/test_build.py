@@ -49,11 +49,12 @@ def test_page_needs_no_network_and_has_no_script_but_ours(config, full_run):
         "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'"
     )
-    assert not {"link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert page.tags.count("link") == 1  # an empty icon, so that no browser asks a server for one
+    assert not {"iframe", "object", "embed", "form", "base"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "xlink:href", "action", "data", "srcset"):
-            assert value.startswith(("data:image/", "#")), (tag, name, value[:80])
+            assert value == "data:," or value.startswith(("data:image/", "#")), (tag, name, value[:80])
         assert "http:" not in value
         assert "https:" not in value
     styles = [match for value in page.attributes for match in re.findall(r"url\(([^)]*)\)", value[2])]
@@ -140,7 +141,7 @@ def test_other_score_sets_ablations_and_tasks_are_shown(config, full_run, tmp_pa
     text = " ".join("".join(_Page(html).text).split())
     for words in ("under the published metrics", "what was forgotten", "What was asked", "bare question", "test <b>"):
         assert words in text
-    assert html.count('<th class="number">caption only</th>') == 1  # that run has no paper or general scores
+    assert html.count('<th class="number">caption only</th>') == 2  # that run has no general scores
     assert "Throughput and cost" in text
     assert "3.00" in text  # 300 s at 36 an hour
     settings["report"] = {"ablations": {"none": str(tmp_path / "nothing")}}
