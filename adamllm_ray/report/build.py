@@ -19,6 +19,7 @@ from adamllm_ray.config import RunConfig, dump_config
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.quality.profile import JUDGED
 from adamllm_ray.report import collect as facts
 from adamllm_ray.report import plots, thumbnails
 from adamllm_ray.report.gallery import Card, gallery
@@ -169,7 +170,7 @@ def _lost(manifests: Mapping[str, Manifest]) -> dict[str, list[tuple[str, int]]]
             if step is None or verdict.outcome == "kept":
                 continue
             if stage == "synthesize":
-                judged = verdict in facts.JUDGED
+                judged = verdict in JUDGED
                 asked = verdict is not Verdict.NOT_SYNTHESIZED
                 step = "kept by the judge" if judged else "task read" if asked else "asked the synthesizer"
             lost.setdefault(step, []).append((facts.VERDICT_WORDS.get(verdict, name.replace("_", " ")), count))

@@ -155,7 +155,9 @@ def final_verdict(row: Mapping[str, Any]) -> Verdict:
 def _card(row: dict[str, Any], picture: Picture, text_bytes: int) -> Card:
     verdict = final_verdict(row)
     judge = (row.get("judge_yes"), row.get("judge_no"), row.get("judge_open"))
-    texts = {name: clip(row.get(name) or "", text_bytes) for name in ("instruction", "informative", "precise")}
+    question, informative, precise = (
+        clip(row.get(name) or "", text_bytes) for name in ("instruction", "informative", "precise")
+    )
     return Card(
         id=row["id"],
         image=picture(row["id"], row["image"]),
@@ -163,9 +165,11 @@ def _card(row: dict[str, Any], picture: Picture, text_bytes: int) -> Card:
         verdict=str(verdict),
         outcome=verdict.outcome,
         detail=clip(row.get("task_detail") or row.get("verdict_detail") or "", text_bytes),
-        response="" if texts["instruction"] else clip(row.get("response") or "", text_bytes),
+        instruction=question,
+        informative=informative,
+        precise=precise,
+        response="" if question else clip(row.get("response") or "", text_bytes),
         judge=None if None in judge else tuple(map(float, judge)),  # type: ignore[arg-type]
-        **texts,
     )
 
 
