@@ -167,7 +167,9 @@ def _lost(manifests: Mapping[str, Manifest]) -> dict[str, list[tuple[str, int]]]
         for name, count in sorted(manifest.verdicts.items(), key=lambda item: -item[1]):
             verdict = Verdict(name)
             step = steps.get(stage)
-            if step is None or verdict.outcome == "kept":
+            before = "ingest" in manifests and stage != "ingest"
+            told = before and (verdict is Verdict.NOT_SYNTHESIZED or name in manifests["ingest"].verdicts)
+            if step is None or verdict.outcome == "kept" or told:
                 continue
             if stage == "synthesize":
                 judged = verdict in JUDGED
