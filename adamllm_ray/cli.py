@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from adamllm_ray.config import RunConfig, config_schema, dump_config, load_config
+from adamllm_ray.arguments import ConfigPath, Overrides, folder_of
+from adamllm_ray.config import config_schema, dump_config, load_config
 from adamllm_ray.errors import ConfigError
+from adamllm_ray.evaluation.command import compare
 from adamllm_ray.exits import outcome, resumable
+from adamllm_ray.products import products
 from adamllm_ray.stages import planned, run_stages, stage_named
 from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
 
 if TYPE_CHECKING:
     from adamllm_ray.data.manifest import Manifest
-    from adamllm_ray.data.run import RunFolder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,14 +37,11 @@ app = typer.Typer(
 )
 pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
 app.add_typer(pocket, name="pocket")
+app.add_typer(products)  # report, quality, publish, push
+app.command()(compare)
 
 WATCH_S = 10.0
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run configuration in YAML.", show_default=False)]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, e.g. --set training.epochs=2. Repeatable."),
-]
 ForceNew = Annotated[
     bool, typer.Option("--force-new", help="Move a folder made with other settings aside and start it again.")
 ]
@@ -63,7 +62,7 @@ def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False)
       adamllm run jobs/configs/own_data.yaml --set data.path=/data/xrays/pairs.json --set run.output=runs/xrays
     """
     settings = load_config(config, set_ or [])
-    folder = _folder(settings)
+    folder = folder_of(settings)
     with resumable(folder):
         manifests: dict[str, Manifest] = {}
         for number, stage in enumerate(planned(settings), 1):
@@ -77,7 +76,7 @@ def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False)
 
 def _stage_command(name: str, config: Path, set_: list[str] | None, force_new: bool) -> Manifests:
     settings = load_config(config, set_ or [])
-    folder = _folder(settings)
+    folder = folder_of(settings)
     with resumable(folder), folder.lock():
         manifest = stage_named(name).run(settings, folder, force_new=force_new)
     print_done(name, manifest, manifest.seconds)
@@ -120,10 +119,10 @@ def evaluate(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = F
     Example:  adamllm evaluate my.yaml --set evaluation.task=/data/xrays/test.parquet
     """
     settings = load_config(config, set_ or [])
-    if not settings.evaluation.task:
+    if not settings.evaluation.asked:
         raise ConfigError("evaluation.task is empty: name a Parquet or JSONL file with questions, or 'pocket'")
     done = _stage_command("evaluate", config, set_, force_new)
-    print_scores(_folder(settings))
+    print_scores(folder_of(settings))
     return done
 
 
@@ -159,37 +158,6 @@ def submit(
 
 
 @app.command()
-def report(config: ConfigPath, set_: Overrides = None) -> None:
-    """Write the HTML report of what is there so far. It opens from disk, without a network.
-
-    Example:  adamllm report jobs/configs/quickstart.yaml
-    """
-    from adamllm_ray.report.build import build_report
-
-    settings = load_config(config, set_ or [])
-    console.print(f"report: {build_report(settings, _folder(settings))}", soft_wrap=True)
-
-
-@app.command()
-def push(
-    config: ConfigPath,
-    repo: Annotated[str, typer.Option("--repo", metavar="ORG/NAME", help="Repository; made if there is none.")],
-    set_: Overrides = None,
-    public: Annotated[bool, typer.Option("--public", help="Everybody may see it. Private otherwise.")] = False,
-) -> None:
-    """Copy the trained model to a Hugging Face hub. Nothing else in adamllm sends anything anywhere.
-
-    Needs HF_TOKEN in the environment. Weights, processor and model card go; no record, caption, image or path.
-
-    Example:  adamllm push my.yaml --repo our-team/xray-vlm
-    """
-    from adamllm_ray.models.hub import push as upload
-
-    done = upload(_folder(load_config(config, set_ or [])), repo, private=not public)
-    console.print(f"{done.files} files, {done.bytes:,} bytes: {done.url}", soft_wrap=True, highlight=False)
-
-
-@app.command()
 def plan(
     config: ConfigPath,
     set_: Overrides = None,
@@ -212,7 +180,7 @@ def plan(
     from adamllm_ray.synthesis.plan import plan as probe
 
     settings = load_config(config, set_ or [])
-    folder = _folder(settings)
+    folder = folder_of(settings)
     with resumable(folder), folder.lock():
         found = probe(settings, folder, rows=rows, price=price)
     if as_json:
@@ -244,7 +212,7 @@ def size(
     from adamllm_ray.synthesis.sizing import size as machines
 
     settings = load_config(config, set_ or [])
-    needs = machines(settings, _folder(settings), Target(images, hours, price, gpus_per_node, losses, provision))
+    needs = machines(settings, folder_of(settings), Target(images, hours, price, gpus_per_node, losses, provision))
     if as_json:
         typer.echo(needs.to_json())
         return
@@ -268,7 +236,7 @@ def redrive(
     from adamllm_ray.synthesis.redrive import redrive as run_again
 
     settings = load_config(config, set_ or [])
-    folder = _folder(settings)
+    folder = folder_of(settings)
     with resumable(folder), folder.lock():
         done = run_again(settings, folder, verdict)
     if not done.rows:
@@ -296,7 +264,7 @@ def status(
       adamllm status my.yaml --set run.output=s3://bucket/run --watch
     """
     settings = load_config(config, set_ or [])
-    folder = _folder(settings)
+    folder = folder_of(settings)
     while not print_status(settings, folder) and watch:
         time.sleep(WATCH_S)
 
@@ -312,7 +280,7 @@ def verify(config: ConfigPath, set_: Overrides = None) -> None:
     from adamllm_ray.data.verify import verify as differences
 
     settings = load_config(config, set_ or [])
-    folder = _folder(settings)
+    folder = folder_of(settings)
     sources = {"synthesize": folder.stage("ingest")}
     begun = [stage.name for stage in planned(settings) if folder.read(f"{stage.name}/fingerprint.json") is not None]
     if not begun:
@@ -381,12 +349,6 @@ def pocket_synthesizer(
 def main() -> None:
     """Entry point: known errors are printed without a traceback and give their own exit code."""
     sys.exit(outcome(lambda: app(standalone_mode=False)).code)
-
-
-def _folder(config: RunConfig) -> RunFolder:
-    from adamllm_ray.data.run import RunFolder
-
-    return RunFolder.of(config.run)
 
 
 def _print_json(value: dict[str, Any]) -> None:

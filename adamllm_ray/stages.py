@@ -58,7 +58,7 @@ def stage_named(name: str) -> Stage:
 
 def planned(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that this configuration asks for: all, or all but evaluate when it names no task."""
-    return STAGES if config.evaluation.task else STAGES[:-1]
+    return STAGES if config.evaluation.asked else STAGES[:-1]
 
 
 def run_stages(
@@ -72,6 +72,7 @@ def run_stages(
 
     if force_new or run.stage("train").manifest() is None:  # hours before its turn comes
         importlib.import_module("adamllm_ray.training.trainer").check(config)
+        importlib.import_module("adamllm_ray.evaluation.runner").check(config)
     run.write("config.yaml", dump_config(config).encode())
     with run.lock(), ray_session():
         for stage in planned(config):

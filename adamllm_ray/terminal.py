@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -34,14 +34,18 @@ def print_done(name: str, manifest: Manifest, seconds: float) -> None:
 
 def print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Manifest]) -> None:
     """The end of a whole run: scores, funnel, where model and report are."""
+    from adamllm_ray.quality.measure import judge_data
     from adamllm_ray.report.build import build_report
-    from adamllm_ray.report.summary import funnel_lines
+    from adamllm_ray.report.summary import contamination_lines, funnel_lines
 
+    _, leaked = judge_data(config, folder)
     page = build_report(config, folder)
     console.print()
     if "evaluate" in manifests:
         print_scores(folder)
     for line in funnel_lines(manifests):
+        console.print(line, highlight=False)
+    for line in contamination_lines(leaked):
         console.print(line, highlight=False)
     for line in _pocket_figures(config):
         console.print(line, highlight=False)
@@ -52,7 +56,7 @@ def _pocket_figures(config: RunConfig) -> list[str]:
     """What the shipped models could do when they were built, for those of them that this run used."""
     from adamllm_ray.models.checkpoint import POCKET, resolve_model
 
-    used = {role: spec for role, spec in config.models if spec.startswith(POCKET)}
+    used = {role: spec for role, spec in config.models if role != "adapted" and spec.startswith(POCKET)}
     if not used:
         return []
     figures = json.loads((Path(resolve_model(next(iter(used.values())))).parent / "figures.json").read_text())
@@ -67,12 +71,23 @@ def _pocket_figures(config: RunConfig) -> list[str]:
 
 
 def print_scores(folder: RunFolder) -> None:
-    """The score table of a finished evaluation."""
+    """The score tables of a finished evaluation."""
+    from adamllm_ray.report.modes import mode_tables
     from adamllm_ray.report.summary import score_table
 
     manifest = folder.stage("evaluate").manifest()
     if manifest is not None:
         console.print(score_table(manifest.extra))
+        for item in mode_tables(manifest.extra["scores"]):
+            console.print(item, highlight=False, soft_wrap=isinstance(item, str))
+
+
+def print_quality(profile: dict[str, Any], contamination: dict[str, Any] | None) -> None:
+    """What is known of the data, in a few lines."""
+    from adamllm_ray.report.summary import contamination_lines, quality_lines
+
+    for line in [*quality_lines(profile), *contamination_lines(contamination)]:
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def print_status(settings: RunConfig, folder: RunFolder) -> bool:

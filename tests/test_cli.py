@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ADAMLLM = [sys.executable, "-m", "adamllm_ray.cli"]
-VERBS = "run ingest synthesize train evaluate report status verify config plan redrive push submit".split()  # noqa: SIM905
+VERBS = "run ingest synthesize train evaluate report status verify config plan redrive push submit compare".split()  # noqa: SIM905
 
 
 def adamllm(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "config evaluate ingest plan pocket push redrive report run size status submit synthesize train verify".split()  # noqa: SIM905
+VERBS = "compare config evaluate ingest plan pocket publish push quality redrive report run size".split()  # noqa: SIM905
+VERBS += "status submit synthesize train verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:
@@ -72,10 +73,12 @@ def test_verbs_of_the_command_line():
 
 
 TESTED_WITH_A_NEIGHBOUR = {
+    "arguments.py": "test_cli.py",
     "config/data.py": "test_config.py",
     "config/engine.py": "synthesis/test_placement.py",
     "config/fields.py": "test_config.py",
     "config/mixture.py": "test_config.py",
+    "config/quality.py": "test_config.py",
     "config/run.py": "test_config.py",
     "config/synthesis.py": "test_config.py",
     "config/text.py": "test_config.py",
@@ -88,17 +91,40 @@ TESTED_WITH_A_NEIGHBOUR = {
     "data/sources/table.py": "data/sources/test_parquet.py",
     "data/verdicts.py": "data/test_run.py",
     "evaluation/answers.py": "evaluation/test_runner.py",
+    "evaluation/command.py": "evaluation/test_compare.py",
+    **{
+        f"evaluation/metrics/{name}.py": "evaluation/test_metrics.py"
+        for name in ("contract", "free", "labels", "names", "options", "rouge", "text")
+    },
+    "evaluation/tasks/clrs.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/floodnet.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/food101.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/foodseg103.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/nutrition5k.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/nwpu_captions.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/pathvqa.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/pmc_vqa.py": "evaluation/tasks/test_layout.py",
     "evaluation/tasks/pocket.py": "pocket/test_domain.py",
+    "evaluation/tasks/recipe1m.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/rows.py": "evaluation/tasks/test_table.py",
+    "evaluation/tasks/slake.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/uc_merced.py": "evaluation/tasks/test_layout.py",
+    "evaluation/tasks/vqa_rad.py": "evaluation/tasks/test_layout.py",
     "models/families.py": "training/test_parts.py",
+    "publish/card.py": "publish/test_dataset.py",
     "pocket/architecture.py": "pocket/test_curriculum.py",
     "pocket/chips.py": "pocket/test_domain.py",
+    "products.py": "test_cli.py",
     "ray_runtime.py": "test_stages.py",
     "report/collect.py": "report/test_build.py",
     "report/gallery.py": "report/test_build.py",
     "report/plots.py": "report/test_build.py",
+    "report/scoring.py": "report/test_build.py",
+    "report/thumbnails.py": "report/test_browser.py",
     "synthesis/backpressure.py": "synthesis/test_faults.py",
     "synthesis/release.py": "synthesis/test_graph.py",
     "training/board.py": "training/test_trainer.py",
+    "training/books.py": "training/test_stream.py",
     "training/replay.py": "training/test_stream.py",
     "training/worker.py": "training/test_trainer.py",
 }

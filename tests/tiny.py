@@ -92,3 +92,46 @@ def tiny_idefics3(tokenizer: Any, folder: Path) -> Path:
     generation = model.generation_config
     generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = BOS, [EOS], PAD
     return export_model(model, processor, folder)
+
+
+def tiny_mllama(tokenizer: Any, folder: Path) -> Path:
+    """Mllama (Llama 3.2 Vision), which vLLM no longer has, with 0.3 M parameters and 2 of 4 tiles in use.
+
+    ``tokenizer``: the pocket tokenizer; its image token is the placeholder.
+    """
+    import torch
+    from transformers import MllamaConfig, MllamaForConditionalGeneration, MllamaProcessor
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    from adamllm_ray.models.checkpoint import export_model
+    from adamllm_ray.pocket.architecture import BOS, EOS, IMAGE, PAD
+
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "cross_attention_layers": [1],
+        "bos_token_id": BOS,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+    }
+    vision = {"hidden_size": 64, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
+    vision |= {"intermediate_size": 128, "image_size": 28, "patch_size": 14, "vision_output_dim": 128}
+    vision |= {"intermediate_layers_indices": [0]}
+    config = MllamaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)
+    model = MllamaForConditionalGeneration(config).float()
+    with torch.no_grad():  # as shipped, gates of zero keep the picture out
+        for name, parameter in model.named_parameters():
+            if "gate" in name and parameter.numel() == 1:
+                parameter.fill_(1.0)
+    generation = model.generation_config
+    generation.bos_token_id, generation.eos_token_id, generation.pad_token_id = BOS, [EOS], PAD
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)
+    processor = MllamaProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
+    return export_model(model, processor, folder)

@@ -10,9 +10,10 @@ safe loader. No torch, ray or vllm is imported here.
 
 from adamllm_ray.config.data import Columns, DataSection, ImageLimits, S3Section, WebDatasetSection
 from adamllm_ray.config.engine import EngineSection
+from adamllm_ray.config.evaluation import AskedTask, EvaluationSection, TaskSection
 from adamllm_ray.config.mixture import MixtureSection, ReplaySource
+from adamllm_ray.config.quality import ContaminationSection, DataLicence, PublishSection, ReportSection
 from adamllm_ray.config.run import (
-    EvaluationSection,
     ModelsSection,
     RunConfig,
     RunSection,
@@ -25,7 +26,10 @@ from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.training import LayersSection, LoraSection, PartSection, TrainingSection
 
 __all__ = [
+    "AskedTask",
     "Columns",
+    "ContaminationSection",
+    "DataLicence",
     "DataSection",
     "EngineSection",
     "EvaluationSection",
@@ -36,11 +40,14 @@ __all__ = [
     "MixtureSection",
     "ModelsSection",
     "PartSection",
+    "PublishSection",
     "ReplaySource",
+    "ReportSection",
     "RunConfig",
     "RunSection",
     "S3Section",
     "SynthesisSection",
+    "TaskSection",
     "TrainingSection",
     "WebDatasetSection",
     "config_schema",

@@ -10,9 +10,10 @@ import yaml
 from pydantic import Field, ValidationError
 
 from adamllm_ray.config.data import DataSection, S3Section
-from adamllm_ray.config.engine import EngineSection
-from adamllm_ray.config.fields import Count, Positive, Section
+from adamllm_ray.config.evaluation import EvaluationSection
+from adamllm_ray.config.fields import Positive, Section
 from adamllm_ray.config.mixture import MixtureSection
+from adamllm_ray.config.quality import ContaminationSection, PublishSection, ReportSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.text import apply_override, explain, parse_yaml, refuse_secrets
 from adamllm_ray.config.training import TrainingSection
@@ -42,20 +43,11 @@ class ModelsSection(Section):
     base: str = Field(default="pocket:base", description="The VLM that post-training starts from.")
     synthesizer: str = Field(default="pocket:synthesizer", description="The VLM that writes tasks.")
     judge: str = Field(default="pocket:judge", description="The language model that compares the two answers.")
-
-
-class EvaluationSection(Section):
-    """Scoring of base and adapted model on the same questions, in vLLM."""
-
-    engine: EngineSection = EngineSection()
-    task: str = Field(
-        default="",
-        description="A Parquet or JSONL file with columns image, question, answer, type; 'pocket' for the satellite "
-        "test set; empty to skip evaluation.",
+    adapted: str | None = Field(
+        default=None,
+        description="What is evaluated against the base model: absent, what this run's train stage exported; another "
+        "model, or a LoRA adapter of the base model (a folder with adapter_config.json), which is not merged.",
     )
-    limit: Count | None = None
-    max_new_tokens: Count = 64
-    bootstrap_samples: Count = 2000
 
 
 class RunConfig(Section):
@@ -69,6 +61,9 @@ class RunConfig(Section):
     mixture: MixtureSection = MixtureSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    contamination: ContaminationSection = ContaminationSection()
+    report: ReportSection = ReportSection()
+    publish: PublishSection = PublishSection()
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -298,11 +298,11 @@ class RunFolder:
         """The folder of one stage."""
         return StageFolder(name, self.place.child(name))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a small file of the run itself (the resolved configuration, say), whole or not at all."""
         with storage.storage_errors(f"write {name}", self.uri):
-            storage.make_folder(self.place)
-            storage.write_small(self.place.child(name), data)
+            storage.make_folder(self.place.child(name.rpartition("/")[0]) if "/" in name else self.place)
+            storage.write_small(self.place.child(name), data, content_type=content_type)
 
     def read(self, name: str) -> bytes | None:
         """Content of a small file of the run, None when there is none."""

@@ -19,6 +19,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from adamllm_ray.config import S3Section
+from adamllm_ray.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10
 POOL = 32  # connections kept per client
@@ -74,11 +75,26 @@ def _client(endpoint: str | None, region: str | None, anonymous: bool, timeout: 
         read_timeout=timeout,
         retries={"mode": "standard", "total_max_attempts": attempts},  # growing pauses with jitter
         max_pool_connections=POOL,
-        signature_version=UNSIGNED if anonymous else None,
+        signature_version=UNSIGNED if anonymous else "s3v4",  # the older one is what presigning falls back to
         s3={"addressing_style": "path"} if endpoint else None,
     )
     session = boto3.session.Session()
     return session.client("s3", endpoint_url=endpoint, region_name=region or "us-east-1", config=options)
+
+
+def presigned(path: str, s3: S3Section, seconds: int) -> str:
+    """An address under which anybody can read the object ``bucket/key`` for so long (and for no longer than the
+
+    credentials live that sign it). Raises ConfigError when there are none to sign with.
+    """
+    bucket, _, key = path.partition("/")
+    if s3.anonymous:
+        raise ConfigError("run.s3.anonymous: an address cannot be signed without credentials")
+    with os_errors(path):
+        address: str = client(s3).generate_presigned_url(
+            "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=seconds
+        )
+    return address
 
 
 @contextmanager

@@ -110,10 +110,16 @@ def make_folder(place: Location) -> None:
         place.fs.create_dir(place.path, recursive=True)
 
 
-def write_small(place: Location, data: bytes) -> None:
-    """Write a small file so that a reader sees the old content or the new one, never a part."""
+def write_small(place: Location, data: bytes, *, content_type: str | None = None) -> None:
+    """Write a small file so that a reader sees the old content or the new one, never a part.
+
+    ``content_type``: what S3 tells a browser that opens it.
+    """
     if not place.local:
-        with place.fs.open_output_stream(place.path) as sink:  # S3 shows an object only when its upload is complete
+        metadata = {"Content-Type": content_type} if content_type else None
+        with place.fs.open_output_stream(
+            place.path, metadata=metadata
+        ) as sink:  # S3 shows an object only when its upload is complete
             sink.write(data)
         return
     target = Path(place.path)

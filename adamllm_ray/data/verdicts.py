@@ -50,6 +50,7 @@ class Verdict(StrEnum):
     # training: the example made of the record
     EXAMPLE_TOO_LONG = "example_too_long"  # more tokens than training.max_length, image tokens included
     NOTHING_TO_LEARN = "nothing_to_learn"  # no token of the example would carry loss
+    CONTAMINATED = "contaminated"  # also in an evaluation set, by a kind of match in contamination.exclude
     NOT_DRAWN = "not_drawn"  # the mixture left it out in every epoch (mixture.untasked below 1)
 
     @property
@@ -76,6 +77,7 @@ _REJECTED = frozenset(
         Verdict.EXAMPLE_TOO_LONG,
         Verdict.NOTHING_TO_LEARN,
         Verdict.NOT_DRAWN,
+        Verdict.CONTAMINATED,
     }
 )
 

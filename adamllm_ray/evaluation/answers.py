@@ -1,4 +1,4 @@
-"""Questions -> answers of one or two models, in vLLM replica pools under Ray Data.
+"""Questions -> answers of one or two models, in pools of engine replicas under Ray Data.
 
 When the cluster has room for both pools they run at the same time, as two branches of one streaming execution;
 otherwise one after the other. A question that cannot be asked passes through with its verdict.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,12 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adamllm_ray.config import EngineSection, EvaluationSection, ImageLimits, RunConfig, S3Section
+from adamllm_ray.config.evaluation import MAX_NEW_TOKENS
 from adamllm_ray.data import storage
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ImageRefused
 from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, ROWS_PER_CALL, QuestionGroup
 from adamllm_ray.evaluation.tasks import QUESTION_SCHEMA
+from adamllm_ray.models.adapter import resolve_adapter
 from adamllm_ray.models.chat import Turn
 from adamllm_ray.models.checkpoint import resolve_model
 from adamllm_ray.ray_runtime import own_error
@@ -34,15 +36,16 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-_COPIED = ("type", "kind", "question", "answer", "choices")
+_COPIED = ("task", "type", "kind", "metric", "question", "answer")
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """A model that answers: 'base' or 'adapted', and its folder (local or s3://)."""
+    """A model that answers: 'base' or 'adapted', its folder, and a LoRA adapter on top (each local or s3://)."""
 
     name: str
     folder: str
+    adapter: str | None = None
 
 
 def answer(
@@ -143,10 +146,14 @@ class Answerer:
         engine_maker: EngineMaker,
     ) -> None:
         folder = resolve_model(contestant.folder, s3)  # here, because each node has its own disk
+        settings = section.engine
+        if contestant.adapter is not None:
+            settings = settings.model_copy(update={"lora": resolve_adapter(contestant.adapter, s3).folder})
         self._name, self._limits, self._s3 = contestant.name, limits, s3
         self._chat = load_chat(folder)
-        self._engine = engine_maker(folder, section.engine, True)
-        self._sampling = SamplingSpec(section.max_new_tokens, stop_token_ids=tuple(self._chat.stop_ids))
+        self._engine = engine_maker(folder, settings, True)
+        self._backend = getattr(self._engine, "backend", "vllm")
+        self._sampling = SamplingSpec(MAX_NEW_TOKENS, stop_token_ids=tuple(self._chat.stop_ids))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Places of questions in (see `_work`), rows of ANSWER_SCHEMA out."""
@@ -169,7 +176,8 @@ class Answerer:
                 answers[row["id"]].update(verdict=str(refused.verdict), verdict_detail=refused.detail)
                 continue
             prompt = self._chat.prompt([Turn("user", row["question"], image=True)])
-            requests.append(Request(row["id"], prompt, picture))
+            sampling = replace(self._sampling, max_tokens=row["max_new_tokens"])
+            requests.append(Request(row["id"], prompt, picture, sampling))
         return requests
 
     def _blank(self, row: Row) -> Row:
@@ -181,7 +189,14 @@ class Answerer:
             verdict = Verdict.PROMPT_TOO_LONG if completion.too_long else Verdict.ENGINE_ERROR
             return {"verdict": str(verdict), "verdict_detail": completion.error}
         text = self._chat.decode(completion.token_ids).strip()
-        return {"prediction": text, "finish_reason": completion.finish_reason}
+        return {
+            "prediction": text,
+            "finish_reason": completion.finish_reason,
+            "prompt_tokens": completion.prompt_tokens,
+            "output_tokens": completion.generated_tokens,
+            "latency_s": completion.seconds,
+            "backend": self._backend,
+        }
 
 
 def _read_rows(work: Row, s3: S3Section) -> list[Row]:

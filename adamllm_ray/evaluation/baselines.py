@@ -14,22 +14,23 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from adamllm_ray.evaluation.metrics import Scorable, score
+from adamllm_ray.evaluation.metrics import Mode, score
 from adamllm_ray.evaluation.tasks import Question
 
 Features = NDArray[np.float64]
+MODES: tuple[Mode, ...] = ("strict", "paper")
 L2 = 1e-3
 STEPS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Accuracy per question type; ``fitted_on`` is 'train' or 'test' and goes beside the number."""
+    """Strict accuracy per question type; ``fitted_on`` is 'train' or 'test' and goes beside the number."""
 
     name: str
     fitted_on: str
     accuracy: dict[str, float]
-    values: dict[str, int] = field(repr=False)  # question id -> 0 or 1
+    values: dict[Mode, dict[str, float]] = field(repr=False)  # mode -> question id -> score
 
 
 def majority(test: Sequence[Question], train: Sequence[Question] | None) -> Baseline:
@@ -117,10 +118,11 @@ def _with_bias(x: Features) -> Features:
 
 
 def _baseline(name: str, fitted_on: str, test: Sequence[Question], predictions: Sequence[str]) -> Baseline:
-    values: dict[str, int] = {}
-    groups: dict[str, list[int]] = defaultdict(list)
-    for question, prediction in zip(test, predictions, strict=True):
-        row: Scorable = question
-        values[question.id] = score(prediction, row).value if prediction else 0
-        groups[question.type].append(values[question.id])
+    answered = list(zip(test, predictions, strict=True))
+    values: dict[Mode, dict[str, float]] = {
+        mode: {one.id: score(said, one, mode).value if said else 0.0 for one, said in answered} for mode in MODES
+    }
+    groups: dict[str, list[float]] = defaultdict(list)
+    for one in test:
+        groups[one.type].append(values["strict"][one.id])
     return Baseline(name, fitted_on, {kind: sum(group) / len(group) for kind, group in groups.items()}, values)

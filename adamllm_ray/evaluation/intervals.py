@@ -1,19 +1,40 @@
 """Scores -> 95 % intervals, and whether two models differ on the same questions.
 
-The bootstrap is over questions: percentiles of the mean of n questions drawn with replacement. Scores take few
-distinct values (0 and 1; -1, 0 and 1 for a difference), so one draw of n questions is one multinomial draw over
-those values: the same distribution as drawing indices, in memory that does not grow with n.
+What is used where, and why (coverages: 1,500 simulated test sets each; tests/evaluation/test_intervals.py repeats it):
+
+* **0/1 scores**: Wilson's interval. The percentile bootstrap misses a share near 0 or 1 far too often, and says
+  "no uncertainty" where all of a few answers are right.
+* **graded scores** (recall, F1, ROUGE-L; means over seeds): symmetric bootstrap-t. Questions are drawn with
+  replacement, and each resample's deviation is divided by its own standard error. For n = 30 the percentile bootstrap
+  covers 85 to 94 %, BCa 88 to 95 %, Student's t 85 to 95 %; this one 95 to 98 %.
+* **0/1 differences**: Bonett and Price's interval, and the exact McNemar test.
+* **graded differences**: the same bootstrap-t over questions, their pairs kept together; the p value is read off the
+  same resamples as the interval, so the two agree.
+* **averages over tasks** (unweighted, as in the paper): scores combine the tasks' own intervals (MOVER, Zou and Donner
+  2008); differences are bootstrapped, questions being drawn within each task.
+* **seeds**: several runs of one arm give, per question, the mean of their scores (`pooled`), and then questions are
+  resampled as before. The interval is about other questions for these runs; how far runs of one arm lie apart is
+  another thing and shown beside it.
+
+Scores take few distinct values, so one draw of n questions is one multinomial draw over those values: the same
+distribution as drawing indices, in memory that does not grow with n.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+Array = NDArray[np.float64]
+Test = Literal["exact McNemar", "paired bootstrap", "sign test"]
+
+_Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+_TINY = 1e-12  # below this a variance or a deviation is rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,26 +46,79 @@ class Interval:
     hi: float
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Second minus first model on the same questions, with its interval and two-sided p value."""
+
+    value: float
+    lo: float
+    hi: float
+    p: float
+    test: Test
+
+
 def mean_interval(values: ArrayLike, samples: int = 2000, seed: int = 0) -> Interval:
-    """Mean of one group of scores (shape ``(n,)``, n >= 1) with its bootstrap percentile interval."""
-    return average_interval([values], samples, seed)
+    """Mean of one group of scores in 0..1 (shape ``(n,)``, n >= 1) with its interval.
+
+    Raises:
+        ValueError: there is no score, or one is outside 0..1.
+    """
+    scores = _checked(values, -_TINY, 1 + _TINY)
+    if _binary(scores):
+        return wilson_interval(int(scores.sum()), scores.size)
+    return _interval(_Resampled([scores], samples, seed), 0.0, 1.0)
 
 
 def average_interval(groups: Sequence[ArrayLike], samples: int = 2000, seed: int = 0) -> Interval:
-    """Unweighted average of the groups' means (the paper's average over columns), resampled within each group.
-
-    For a paired difference pass ``adapted - base`` per question: resampling questions keeps the pairs together.
+    """Unweighted average of the groups' means, as in the paper's tables.
 
     Raises:
         ValueError: no group, or an empty one.
     """
-    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
-    if not arrays or any(array.size == 0 for array in arrays):
-        raise ValueError("an interval needs at least one score in each group")
-    rng = np.random.default_rng(seed)
-    draws = np.mean([_resampled_means(array, samples, rng) for array in arrays], axis=0)
-    lo, hi = np.percentile(draws, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Interval(float(np.mean([array.mean() for array in arrays])), float(lo), float(hi))
+    if not groups:
+        raise ValueError("an average needs at least one group")
+    parts = [mean_interval(group, samples, seed) for group in groups]
+    value = float(np.mean([part.value for part in parts]))
+    below = np.sqrt(sum((part.value - part.lo) ** 2 for part in parts)) / len(parts)
+    above = np.sqrt(sum((part.hi - part.value) ** 2 for part in parts)) / len(parts)
+    return Interval(value, float(value - below), float(value + above))
+
+
+def paired_difference(first: ArrayLike, second: ArrayLike, samples: int = 2000, seed: int = 0) -> Difference:
+    """How much better the second model is; both scored on the same questions in the same order.
+
+    Raises:
+        ValueError: not the same number of scores, none at all, or one outside 0..1.
+    """
+    before, after = _pair(first, second)
+    if _binary(before) and _binary(after):
+        return _binary_difference(before, after)
+    return _difference([after - before], samples, seed)
+
+
+def average_difference(pairs: Sequence[tuple[ArrayLike, ArrayLike]], samples: int = 2000, seed: int = 0) -> Difference:
+    """Unweighted average over groups of how much better the second model is; questions are drawn within each group.
+
+    Raises:
+        ValueError: no group, or one that `paired_difference` refuses.
+    """
+    if len(pairs) == 1:
+        return paired_difference(*pairs[0], samples, seed)
+    gains = [after - before for before, after in (_pair(*pair) for pair in pairs)]
+    return _difference(gains, samples, seed)
+
+
+def pooled(runs: Sequence[ArrayLike]) -> Array:
+    """Scores of several runs of one arm on the same questions -> per question their mean, shape ``(n,)``.
+
+    Raises:
+        ValueError: no run, or not all with the same number of scores.
+    """
+    arrays = [np.asarray(run, dtype=np.float64) for run in runs]
+    if not arrays or len({array.shape for array in arrays}) != 1:
+        raise ValueError("runs of one arm must be scored on the same questions")
+    mean: Array = np.mean(arrays, axis=0)
+    return mean
 
 
 def wilson_interval(successes: int, total: int) -> Interval:
@@ -55,12 +129,12 @@ def wilson_interval(successes: int, total: int) -> Interval:
     """
     if total <= 0:
         raise ValueError("a share needs at least one row")
-    z = 1.959963984540054  # the 97.5 % point of the normal distribution
     share = successes / total
-    centre = share + z * z / (2 * total)
-    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return Interval(share, max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale)))
+    centre = share + _Z * _Z / (2 * total)
+    half = _Z * np.sqrt(share * (1 - share) / total + _Z * _Z / (4 * total * total))
+    scale = 1 + _Z * _Z / total
+    lo, hi = max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))
+    return Interval(share, 0.0 if successes == 0 else lo, 1.0 if successes == total else hi)
 
 
 def mcnemar_exact(base: ArrayLike, adapted: ArrayLike) -> float:
@@ -71,7 +145,65 @@ def mcnemar_exact(base: ArrayLike, adapted: ArrayLike) -> float:
     first, second = np.asarray(base, dtype=bool), np.asarray(adapted, dtype=bool)
     if first.shape != second.shape:
         raise ValueError("the two models must be scored on the same questions")
-    lost, won = int(np.sum(first & ~second)), int(np.sum(~first & second))
+    return _coin_p(int(np.sum(first & ~second)), int(np.sum(~first & second)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values of several tests, adjusted so that one false alarm among all of them has the nominal rate (Holm)."""
+    adjusted, worst = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = worst
+    return adjusted
+
+
+def verdict(found: Difference, n: int, first: str = "A", second: str = "B") -> str:
+    """One sentence: which model is better, by how much, at what certainty; or that this cannot be told.
+
+    The p value decides, at 5 %. Points are hundredths of the score.
+    """
+    interval = f"95 % interval {100 * found.lo:+.1f} to {100 * found.hi:+.1f}"
+    evidence = f"{interval}, p {_p_text(found.p)}, {n} questions"
+    if found.p >= 1 - LEVEL:
+        return f"No difference can be told: {second} - {first} is {100 * found.value:+.1f} points ({evidence})."
+    better, worse = (second, first) if found.value > 0 else (first, second)
+    return f"{better} is better than {worse} by {100 * abs(found.value):.1f} points ({second} - {first}: {evidence})."
+
+
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+
+
+def _checked(values: ArrayLike, low: float, high: float) -> Array:
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.size == 0:
+        raise ValueError("an interval needs at least one score in each group")
+    if not bool(np.all((scores >= low) & (scores <= high))):
+        raise ValueError("a score must lie in 0..1; for a difference of two models use paired_difference")
+    return scores
+
+
+def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
+    before, after = (_checked(values, -_TINY, 1 + _TINY) for values in (first, second))
+    if before.shape != after.shape:
+        raise ValueError("the two models must be scored on the same questions")
+    return before, after
+
+
+def _binary(scores: Array) -> bool:
+    return bool(np.all((scores == 0) | (scores == 1)))
+
+
+def _binary_difference(before: Array, after: Array) -> Difference:
+    """Bonett and Price (2012): Wald's interval with one question added to each kind of disagreement."""
+    n, lost, won = before.size, int(np.sum(before > after)), int(np.sum(after > before))
+    down, up = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    half = _Z * float(np.sqrt((down + up - (up - down) ** 2) / (n + 2)))
+    lo, hi = max(-1.0, up - down - half), min(1.0, up - down + half)
+    return Difference((won - lost) / n, lo, hi, _coin_p(lost, won), "exact McNemar")
+
+
+def _coin_p(lost: int, won: int) -> float:
     total = lost + won
     term, tail = 1, 0  # exact integers: binomial coefficients of up to thousands of questions overflow floats
     for k in range(min(lost, won) + 1):
@@ -80,9 +212,44 @@ def mcnemar_exact(base: ArrayLike, adapted: ArrayLike) -> float:
     return min(1.0, (2 * tail) / (1 << total))
 
 
-def _resampled_means(values: NDArray[np.float64], samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Means of ``samples`` resamples, shape ``(samples,)``."""
+class _Resampled:
+    """Mean over groups, its standard error, and how many standard errors of their own the resamples lie off it."""
+
+    def __init__(self, groups: Sequence[Array], samples: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        count = len(groups)
+        self.value = float(np.mean([group.mean() for group in groups]))
+        self.error = float(np.sqrt(sum(group.var() / group.size for group in groups))) / count
+        means, variances = np.zeros(samples), np.zeros(samples)
+        for group in groups:
+            mean, variance = _draws(group, samples, rng)
+            means, variances = means + mean / count, variances + variance / (group.size * count * count)
+        off = np.abs(means - self.value)
+        flat = variances < _TINY**2  # all questions of the resample score the same: off by nothing, or without measure
+        self.off = np.where(flat, np.where(off < _TINY, 0.0, np.inf), off / np.sqrt(np.where(flat, 1.0, variances)))
+
+
+def _draws(values: Array, samples: int, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Means and variances of ``samples`` resamples, shape ``(samples,)`` each."""
     distinct, counts = np.unique(values, return_counts=True)
-    drawn = rng.multinomial(values.size, counts / values.size, size=samples)
-    means: NDArray[np.float64] = drawn @ distinct / values.size
-    return means
+    weights = rng.multinomial(values.size, counts / values.size, size=samples) / values.size
+    means = weights @ distinct
+    return means, np.maximum(weights @ (distinct * distinct) - means * means, 0.0)
+
+
+def _interval(found: _Resampled, low: float, high: float) -> Interval:
+    """Within ``low..high``, which no mean can leave."""
+    if found.error < _TINY:
+        return Interval(found.value, found.value, found.value)
+    half = float(np.quantile(found.off, LEVEL, method="higher")) * found.error
+    return Interval(found.value, max(low, found.value - half), min(high, found.value + half))
+
+
+def _difference(gains: Sequence[Array], samples: int, seed: int) -> Difference:
+    found = _Resampled(gains, samples, seed)
+    interval = _interval(found, -1.0, 1.0)
+    if found.error < _TINY:  # every question changed by the same: a sign test is what is left
+        moved = 0 if abs(found.value) < _TINY else sum(gain.size for gain in gains)
+        return Difference(interval.value, interval.lo, interval.hi, _coin_p(0, moved), "sign test")
+    beyond = int(np.sum(found.off >= abs(found.value) / found.error - _TINY))
+    return Difference(interval.value, interval.lo, interval.hi, (1 + beyond) / (samples + 1), "paired bootstrap")

@@ -35,13 +35,18 @@ ANSWER_SCHEMA = pa.schema(
     [
         pa.field("question_id", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
         pa.field("type", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),  # the prompt's text
         pa.field("answer", pa.string(), nullable=False),
-        pa.field("choices", pa.list_(pa.string())),
         pa.field("prediction", pa.string(), nullable=False),
         pa.field("finish_reason", pa.string()),
+        pa.field("prompt_tokens", pa.int32()),  # image tokens included
+        pa.field("output_tokens", pa.int32()),
+        pa.field("latency_s", pa.float32()),  # at the engine, its batch beside it
+        pa.field("backend", pa.string()),
         pa.field("verdict", pa.string(), nullable=False),
         pa.field("verdict_detail", pa.string()),
     ]
@@ -95,15 +100,21 @@ class QuestionStore:
                 yield QuestionGroup(place.uri, number, tuple(ids[start : start + size]))
                 start += size
 
-    def questions(self, wanted: Collection[str], *, images: bool) -> list[Question]:
-        """Those with these ids, with or without their images."""
+    def questions(self, wanted: Collection[str] | None = None, *, images: bool = False) -> list[Question]:
+        """Those with these ids, or all, with or without their images."""
         columns = [name for name in QUESTION_SCHEMA.names if images or name != "image"]
         place = self._place
+        known: dict[Any, Any] = {}  # the same hundred choices of thousands of questions are kept once
+        found: list[Question] = []
         with storage.storage_errors("read the questions", place.uri):
             data = pads.dataset(place.path, filesystem=place.fs, format="parquet", schema=QUESTION_SCHEMA)
-            rows = [row for batch in data.to_batches(columns=columns) for row in batch.to_pylist()]
-        chosen = (row for row in rows if row["id"] in wanted)
-        return [Question(**({"image": None} | row | {"verdict": Verdict(row["verdict"])})) for row in chosen]
+            for batch in data.to_batches(columns=columns):
+                for row in batch.to_pylist():
+                    if wanted is None or row["id"] in wanted:
+                        choices = row["choices"] and tuple(row["choices"])
+                        row |= {"choices": known.setdefault(choices, choices), "verdict": Verdict(row["verdict"])}
+                        found.append(Question(**({"image": None} | row)))
+        return found
 
 
 class AnswerStore:

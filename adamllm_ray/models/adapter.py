@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from adamllm_ray.config import S3Section
+from adamllm_ray.data import storage
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.checkpoint import local_folder, read_json
 
@@ -25,13 +27,13 @@ class Adapter:
     rank: int
 
 
-def resolve_adapter(spec: str) -> Adapter:
+def resolve_adapter(spec: str, s3: S3Section | None = None) -> Adapter:
     """The adapter in a local folder, an ``s3://`` folder or a hub id with revision (see `local_folder`).
 
     Raises:
         ModelError: no such folder, a file is missing, pickled weights, or no rank.
     """
-    folder = local_folder(spec, needs=(CONFIG, WEIGHTS))
+    folder = local_folder(spec, needs=(CONFIG, WEIGHTS), s3=s3)
     if not (folder / CONFIG).is_file():
         raise ModelError(f"{folder} is not a LoRA adapter: it has no {CONFIG}")
     if not (folder / WEIGHTS).is_file():
@@ -40,6 +42,15 @@ def resolve_adapter(spec: str) -> Adapter:
             "adapter again with safe_serialization=True"
         )
     return Adapter(str(folder), _rank(folder))
+
+
+def is_adapter(spec: str, s3: S3Section | None = None) -> bool:
+    """Whether this names a LoRA adapter rather than a whole model. Raises ModelError for a folder that is not there."""
+    if spec.startswith("s3://"):
+        place = storage.resolve(spec, s3)
+        with storage.storage_errors("read the model", spec):
+            return storage.read_small(place.child(CONFIG)) is not None
+    return (local_folder(spec, s3=s3) / CONFIG).is_file()
 
 
 def _rank(folder: Path) -> int:

@@ -88,7 +88,7 @@ def card(config: RunConfig, manifests: Mapping[str, Manifest], scores: Values | 
         f"To be filled in by the owner. The weights derive from the base model: its licence (`{LICENSE}` above is a "
         "placeholder for it) and the terms of the training data apply.",
         "## Made with",
-        _table(["package", "version"], sorted(train.versions.items())),
+        table(["package", "version"], sorted(train.versions.items())),
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -98,8 +98,8 @@ def _models(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
     if "synthesize" in manifests:
         asked = manifests["synthesize"].fingerprint
         prints |= {role: asked[role] for role in ("synthesizer", "judge") if isinstance(asked.get(role), str)}
-    rows = [(role, public_name(spec), f"`{prints.get(role, '')}`") for role, spec in config.models]
-    return ["## Models", _table(["role", "model", "fingerprint"], rows)]
+    rows = [(role, public_name(spec), f"`{prints.get(role, '')}`") for role, spec in config.models if role != "adapted"]
+    return ["## Models", table(["role", "model", "fingerprint"], rows)]
 
 
 def _data(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
@@ -119,9 +119,9 @@ def _data(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
         "## Data",
         f"{pairs:,} image-caption pairs from a private source of kind `{config.data.format}`. Every pair has a verdict "
         "in each stage:",
-        _table(["stage", "verdict", "rows"], rows),
+        table(["stage", "verdict", "rows"], rows),
         "What the model saw, as asked for and as drawn:",
-        _table(["form", "requested", "realised", "examples"], mixture),
+        table(["form", "requested", "realised", "examples"], mixture),
     ]
 
 
@@ -145,10 +145,10 @@ def _training(config: RunConfig, train: Manifest) -> list[str]:
     return [
         "## Training",
         words,
-        _table(["setting", "value"], rows),
-        _table(["part", "parameters", "trainable", "learning rate"], parts),
+        table(["setting", "value"], rows),
+        table(["part", "parameters", "trainable", "learning rate"], parts),
         f"Loss (nats per token, mean of the last {min(_LAST, len(extra['losses']))} steps):",
-        _table(["text", "loss"], [(kind, f"{loss:.4f}") for kind, loss in losses.items()]),
+        table(["text", "loss"], [(kind, f"{loss:.4f}") for kind, loss in losses.items()]),
     ]
 
 
@@ -176,7 +176,7 @@ def _scores(scores: Values | None) -> list[str]:
         "## Scores",
         "Accuracy in percent on held-out questions of the domain, greedy decoding, 95 % bootstrap intervals; answers "
         "that cannot be read count as wrong.",
-        _table(["questions", "n", "base model", "this model"], rows),
+        table(["questions", "n", "base model", "this model"], rows),
         f"Difference over all questions, paired: {100 * whole['value']:+.1f} points "
         f"({100 * whole['lo']:+.1f} to {100 * whole['hi']:+.1f}).",
     ]
@@ -220,7 +220,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    lines += [" | ".join(str(cell).replace("|", "\\|") for cell in row) for row in rows]
+    lines += [" | ".join(" ".join(str(cell).replace("|", "\\|").split()) for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines)

@@ -114,7 +114,7 @@ def model_identity(spec: str) -> str:
 
 
 def load_vlm(
-    folder: str | Path, dtype: Literal["auto", "float32", "bfloat16"] = "auto", quantization: Any = None
+    folder: str | Path, dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto", quantization: Any = None
 ) -> tuple[Any, Any]:
     """(model, processor) of a vision-language model folder, on the CPU, in eval mode.
 

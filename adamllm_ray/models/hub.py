@@ -1,9 +1,11 @@
-"""Copy a finished model to a Hugging Face hub, when somebody says so: no stage and no `run` ever does.
+"""Copy a finished model, or a published data set, to a Hugging Face hub, when somebody says so: no stage ever does.
 
     HF_TOKEN=... adamllm push CONFIG --repo org/name
+    HF_TOKEN=... adamllm publish CONFIG --output DIR --repo org/name
 
-What goes is ``train/model`` exactly as its manifest signs it: weights, processor, and the model card, which holds no
-path and no record. The repository is made private; one that is public already is refused unless that was asked for.
+Of a data set the files go that `publish` wrote. Of a model goes ``train/model`` exactly as its manifest signs it:
+weights, processor, and the model card, which holds no path and no record. The repository is made private; one that is
+public already is refused unless that was asked for.
 HF_ENDPOINT names another hub. Tested against a server of our own that answers like one, never against the real one.
 """
 
@@ -12,12 +14,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 from pyarrow import fs as pafs
 
+from adamllm_ray.config import S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verify import verify
@@ -29,7 +33,7 @@ _YES = ("1", "ON", "YES", "TRUE")
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """Where the model is now, and how much of it."""
+    """Where it is now, and how much of it."""
 
     url: str
     files: int
@@ -44,7 +48,7 @@ def push(run: RunFolder, repository: str, *, private: bool = True) -> Pushed:
         ModelError: there is no trained model, or the hub refuses.
         StorageError: the model's files are not those that its manifest signs.
     """
-    token = _token(repository)
+    token = check_repository(repository)
     stage = run.stage("train")
     manifest = stage.manifest()
     if manifest is None:
@@ -54,11 +58,24 @@ def push(run: RunFolder, repository: str, *, private: bool = True) -> Pushed:
     files = [entry for entry in manifest.files if entry["path"].startswith("model/")]
     names = [entry["path"].removeprefix("model/") for entry in files]
     with _local(stage.place.child("model")) as folder:
-        url = _upload(folder, names, repository, token, private=private)
+        url = _upload(folder, names, _Target(repository, "model", private), token)
     return Pushed(url, len(files), sum(entry["bytes"] for entry in files))
 
 
-def _token(repository: str) -> str:
+def push_dataset(
+    output: str, files: Sequence[str], repository: str, s3: S3Section | None = None, *, private: bool = True
+) -> Pushed:
+    """Upload the published data set in ``output`` to ``org/name``. Raises as `push`."""
+    token = check_repository(repository)
+    place = storage.resolve(output, s3)
+    sizes = dict(storage.list_files(place))
+    with _local(place) as folder:
+        url = _upload(folder, list(files), _Target(repository, "dataset", private), token)
+    return Pushed(url, len(files), sum(sizes[name] for name in files))
+
+
+def check_repository(repository: str) -> str:
+    """The token to push to it with. Raises ConfigError: no such name, no HF_TOKEN, or HF_HUB_OFFLINE is set."""
     if not _REPOSITORY.fullmatch(repository):
         raise ConfigError(f"--repo {repository!r} is not org/name")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in _YES:
@@ -69,21 +86,33 @@ def _token(repository: str) -> str:
     return token
 
 
-def _upload(folder: str, names: list[str], repository: str, token: str, *, private: bool) -> str:
+@dataclass(frozen=True, slots=True)
+class _Target:
+    repository: str
+    kind: Literal["model", "dataset"]
+    private: bool
+
+
+def _upload(folder: str, names: list[str], target: _Target, token: str) -> str:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    name, kind = target.repository, target.kind
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        if private and not api.model_info(repository).private:
-            raise ConfigError(f"{repository} is public; give --public if the model may be seen by everybody")
+        api.create_repo(name, repo_type=kind, private=target.private, exist_ok=True)
+        if target.private and not api.repo_info(name, repo_type=kind).private:
+            raise ConfigError(f"{name} is public; give --public if the {kind} may be seen by everybody")
         done = api.upload_folder(
-            repo_id=repository, folder_path=folder, allow_patterns=names, commit_message="Model by adamllm_ray"
+            repo_id=name,
+            repo_type=kind,
+            folder_path=folder,
+            allow_patterns=names,
+            commit_message=f"{kind.capitalize()} by adamllm_ray",
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(f"the hub did not take the model: {' '.join(str(error).split())[:500]}") from error
+        raise ModelError(f"the hub did not take the {kind}: {' '.join(str(error).split())[:500]}") from error
     return str(done.commit_url)
 
 

@@ -46,10 +46,10 @@ def measure_base(folder: Path, pictures: int) -> dict[str, Any]:
         for number, (data, question, _) in enumerate(asked)
     ]
     answers = _complete(folder, requests, SamplingSpec(48, stop_token_ids=tuple(chat.stop_ids)), images=True)
-    hits: dict[str, list[int]] = defaultdict(list)
+    hits: dict[str, list[float]] = defaultdict(list)
     for (_, question, kind), answer in zip(asked, answers, strict=True):
-        row = SimpleNamespace(answer=question.precise, kind=question.kind, choices=None)
-        hit = score(chat.decode(answer.token_ids), row).value
+        row = SimpleNamespace(id="", answer=question.precise, kind=question.kind, choices=None, metric="auto")
+        hit = score(chat.decode(answer.token_ids), row, "strict").value
         hits[kind].append(hit)
         hits["all"].append(hit)
     return {"accuracy": _mean(hits["all"]), "questions": len(asked), "types": {k: _mean(v) for k, v in hits.items()}}

@@ -2,39 +2,93 @@
 
     adamllm report CONFIG
 
-Autoescape is on for every value; pictures and plots are inline; a Content-Security-Policy in the page forbids
-scripts and every address. So a caption that holds markup is shown as text, and the file opens from disk anywhere.
+Autoescape is on for every value; pictures and plots are inline. A Content-Security-Policy in the page forbids every
+address and every script but the one that filters the gallery, which it names by its hash. So a caption that holds
+markup is shown as text, and the file opens from disk anywhere, also where scripts are off.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from adamllm_ray.config import RunConfig, dump_config
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.quality.profile import JUDGED
 from adamllm_ray.report import collect as facts
+from adamllm_ray.report import plots, thumbnails
 from adamllm_ray.report.gallery import Card, gallery
-from adamllm_ray.report.plots import kinds_of, loss_curve, score_bars, side_curve
+from adamllm_ray.report.scoring import score_tables, task_rows
 
 REPORT = "report/index.html"
 
 
 def build_report(config: RunConfig, run: RunFolder) -> str:
-    """Write the report of what the run folder holds so far, stages missing or not. Returns the page's path or URI."""
+    """Write the report of what the run folder holds so far, stages missing or not. Returns the page's path or URI.
+
+    Raises:
+        ConfigError: the section ``report`` asks for what cannot be had.
+        SourceError, StorageError: labels or the run folder cannot be read.
+    """
     page = render(config, facts.collect(config, run), _cards(config, run))
-    if run.local:
-        run.fs.create_dir(f"{run.root}/report", recursive=True)
-    run.write(REPORT, page.encode("utf-8"))
+    run.write(REPORT, page.encode("utf-8"), content_type="text/html; charset=utf-8")
     return f"{run.uri}/{REPORT}"
 
 
 def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
     """The page as HTML text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    script = files("adamllm_ray.report").joinpath("gallery.js").read_text("utf-8")
+    tone, words, sentence = facts.headline(found.scores)
+    # The only markup that is not the templates' own: our script, and SVG whose labels matplotlib escapes.
+    drawn = {name: Markup(svg) for name, svg in _plots(config, found).items()}  # noqa: S704
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            name=config.run.name,
+            policy=_policy(script, cards),
+            script=Markup(script) if cards else "",  # noqa: S704
+            tone=tone,
+            verdict=words,
+            sentence=sentence,
+            scores=found.scores,
+            tables=score_tables(found.scores, found.ablations),
+            tasks=task_rows(found.scores),
+            plots=drawn,
+            kinds=plots.kinds_of(_losses(found)),
+            speed=facts.speed_tiles(found.values("train")),
+            last_loss=_losses(found)[-1]["loss"] if _losses(found) else None,
+            steps=facts.funnel(found.manifests),
+            losses=_lost(found.manifests),
+            keep_rate=facts.keep_rate(found.manifests),
+            threshold=_threshold(config),
+            verdicts=_verdict_rows(found.manifests),
+            mixture=_mixture(found.values("train")),
+            parts=found.values("train").get("parts") or [],
+            profile=found.profile,
+            contamination=found.contamination,
+            excluded=config.contamination.exclude,
+            cards=cards,
+            shown_verdicts=sorted({card.verdict for card in cards}),
+            presigned_hours=config.report.presigned_hours if thumbnails.origin(_addresses(cards)) else None,
+            stages=_stage_rows(found.manifests, config.report.price_per_hour),
+            price=config.report.price_per_hour,
+            models=_models(config, found),
+            versions=_versions(found.manifests),
+            config=dump_config(config),
+        )
+    )
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("adamllm_ray", "report"),
@@ -50,42 +104,79 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
         "duration": facts.duration,
         "count": lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
     }
-    tone, words, sentence = facts.headline(found.scores)
-    losses = found.values("train").get("losses") or []
-    return environment.get_template("page.html.j2").render(
-        name=config.run.name,
-        tone=tone,
-        verdict=words,
-        sentence=sentence,
-        scores=found.scores,
-        # The only markup that is not the template's own: SVG from plots.py, whose labels matplotlib escapes.
-        bars=Markup(score_bars(found.scores)) if found.scores else "",  # noqa: S704
-        curve=Markup(loss_curve(losses)) if len(losses) > 1 else "",  # noqa: S704
-        rate_curve=Markup(side_curve(losses, "lr", "learning rate")),  # noqa: S704
-        norm_curve=Markup(side_curve(losses, "grad_norm", "gradient norm")),  # noqa: S704
-        kinds=kinds_of(losses),
-        speed=facts.speed_tiles(found.values("train")),
-        last_loss=losses[-1]["loss"] if losses else None,
-        steps=facts.funnel(found.manifests),
-        keep_rate=facts.keep_rate(found.manifests),
-        verdicts=_verdict_rows(found.manifests),
-        mixture=_mixture(found.values("train")),
-        parts=found.values("train").get("parts") or [],
-        right=found.right,
-        cards=cards,
-        stages=_stage_rows(found.manifests),
-        models=_models(config, found),
-        versions=_versions(found.manifests),
-        config=dump_config(config),
-    )
+    return environment
+
+
+def _policy(script: str, cards: Sequence[Card]) -> str:
+    """Nothing from anywhere, but inline pictures, the addresses of presigned ones, and the one script."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    pictures = " ".join(filter(None, ["data:", thumbnails.origin(_addresses(cards))]))
+    allowed = [
+        f"img-src {pictures}",
+        "style-src 'unsafe-inline'",
+        *([f"script-src 'sha256-{digest}'"] if cards else []),
+    ]
+    return "; ".join(["default-src 'none'", "base-uri 'none'", "form-action 'none'", *allowed])
+
+
+def _addresses(cards: Sequence[Card]) -> list[str]:
+    return [card.image for card in cards if card.image]
+
+
+def _plots(config: RunConfig, found: facts.Collected) -> dict[str, str]:
+    """SVG by name; empty where there is nothing to draw."""
+    losses, profile = _losses(found), found.profile or {}
+    calibration = profile.get("calibration")
+    return {
+        "bars": plots.score_bars(found.scores) if found.scores else "",
+        "loss": plots.loss_curve(losses) if len(losses) > 1 else "",
+        "rate": plots.side_curve(losses, "lr", "learning rate"),
+        "norm": plots.side_curve(losses, "grad_norm", "gradient norm"),
+        "keep": plots.keep_curve(profile.get("keep_curve", []), _threshold(config)),
+        "reliability": plots.reliability(calibration["bins"]) if calibration else "",
+    }
+
+
+def _losses(found: facts.Collected) -> list[dict[str, Any]]:
+    return found.values("train").get("losses") or []
+
+
+def _threshold(config: RunConfig) -> float | None:
+    return None if config.judge.keep == "exact" else config.judge.threshold
 
 
 def _cards(config: RunConfig, run: RunFolder) -> list[Card]:
+    count = config.report.gallery
     for name in ("synthesize", "ingest"):
         stage = run.stage(name)
         if stage.manifest() is not None:
-            return gallery(stage, config.run.seed, config.data.images)
+            make = thumbnails.pictures(config, run)
+            return gallery(stage, config.run.seed, count, make, thumbnails.text_bytes(count))
     return []
+
+
+def _lost(manifests: Mapping[str, Manifest]) -> dict[str, list[tuple[str, int]]]:
+    """What is missing from each step of the funnel to the one before it: (in words, rows), by the step's label."""
+    lost: dict[str, list[tuple[str, int]]] = {}
+    steps = {
+        "ingest": "usable pairs",
+        "synthesize": "",
+        "train": "trained on, captions included",
+    }
+    for stage, manifest in manifests.items():
+        for name, count in sorted(manifest.verdicts.items(), key=lambda item: -item[1]):
+            verdict = Verdict(name)
+            step = steps.get(stage)
+            before = "ingest" in manifests and stage != "ingest"
+            told = before and (verdict is Verdict.NOT_SYNTHESIZED or name in manifests["ingest"].verdicts)
+            if step is None or verdict.outcome == "kept" or told:
+                continue
+            if stage == "synthesize":
+                judged = verdict in JUDGED
+                asked = verdict is not Verdict.NOT_SYNTHESIZED
+                step = "kept by the judge" if judged else "task read" if asked else "asked the synthesizer"
+            lost.setdefault(step, []).append((facts.VERDICT_WORDS.get(verdict, name.replace("_", " ")), count))
+    return lost
 
 
 def _verdict_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
@@ -108,10 +199,16 @@ def _mixture(train: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["requested"])
 
 
-def _stage_rows(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+def _stage_rows(manifests: Mapping[str, Manifest], price: float | None) -> list[dict[str, Any]]:
     longest = max((manifest.seconds for manifest in manifests.values()), default=0) or 1
     return [
-        {"name": name, "manifest": manifest, "share": manifest.seconds / longest}
+        {
+            "name": name,
+            "manifest": manifest,
+            "share": manifest.seconds / longest,
+            "rate": manifest.rows_in / manifest.seconds if manifest.seconds else None,
+            "cost": None if price is None else price * manifest.seconds / 3600,
+        }
         for name, manifest in manifests.items()
     ]
 

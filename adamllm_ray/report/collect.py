@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow.dataset as pads
-
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data.manifest import Manifest
-from adamllm_ray.data.run import RunFolder, StageFolder
+from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ConfigError
+from adamllm_ray.quality import measure
+from adamllm_ray.quality.contamination import read_summary
+from adamllm_ray.quality.profile import JUDGED
 
 STAGES = ("ingest", "synthesize", "train", "evaluate")
-JUDGED = (Verdict.KEPT, Verdict.JUDGED_INCONSISTENT, Verdict.JUDGED_OPEN)
 VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.OK: "usable",
     Verdict.DUPLICATE: "same content as an earlier row; marked, not used again",
@@ -42,6 +42,10 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.JUDGED_INCONSISTENT: "judge: the two answers disagree",
     Verdict.JUDGED_OPEN: "judge: the question has no single answer",
     Verdict.ENGINE_ERROR: "the engine refused the row",
+    Verdict.EXAMPLE_TOO_LONG: "more tokens than training.max_length",
+    Verdict.NOTHING_TO_LEARN: "no token of the example would carry loss",
+    Verdict.CONTAMINATED: "also in an evaluation set; left out of training",
+    Verdict.NOT_DRAWN: "the mixture left it out in every epoch",
 }
 
 
@@ -54,22 +58,14 @@ class Step:
     share: float  # of the first step
 
 
-@dataclass(frozen=True, slots=True)
-class RightShares:
-    """Synthesized tasks with both answers right, among those about a known attribute of the picture."""
-
-    parsed_known: int
-    parsed_right: int
-    kept_known: int
-    kept_right: int
-
-
 @dataclass(frozen=True)
 class Collected:
     """Everything that is known about a run."""
 
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    right: RightShares | None = None
+    profile: dict[str, Any] | None = None  # see quality.profile
+    contamination: dict[str, Any] | None = None  # see quality.contamination; None when it was not looked for
+    ablations: dict[str, Any] = field(default_factory=dict)  # name -> scores of another run
 
     @property
     def scores(self) -> dict[str, Any] | None:
@@ -84,15 +80,27 @@ class Collected:
 
 
 def collect(config: RunConfig, run: RunFolder) -> Collected:
-    """Read the manifests, and for the pocket domain measure the share of right tasks against the gold attributes."""
+    """Read the manifests, what is known of the data (`quality`), and the scores of the runs to compare with.
+
+    Raises:
+        ConfigError: ``report.ablations`` names a folder without an evaluation.
+        SourceError: ``report.labels`` cannot be read.
+    """
     found = {name: run.stage(name).manifest() for name in STAGES}
     manifests = {name: manifest for name, manifest in found.items() if manifest is not None}
-    right = None
-    if config.data.format == "pocket" and "synthesize" in manifests:
-        from adamllm_ray.pocket.domain import check_triplet
+    profile = measure.profile(config, run) if "synthesize" in manifests else None
+    return Collected(manifests, profile, read_summary(run), _ablations(config))
 
-        right = right_shares(run.stage("synthesize"), check_triplet)
-    return Collected(manifests, right)
+
+def _ablations(config: RunConfig) -> dict[str, Any]:
+    """Scores of the adapted model of other runs, by the names that they are given here."""
+    scores = {}
+    for name, folder in config.report.ablations.items():
+        manifest = RunFolder(folder, config.run.s3).stage("evaluate").manifest()
+        if manifest is None:
+            raise ConfigError(f"report.ablations.{name}: {folder} has no finished evaluation")
+        scores[name] = manifest.extra["scores"]
+    return scores
 
 
 def funnel(manifests: Mapping[str, Manifest]) -> list[Step]:
@@ -115,22 +123,6 @@ def keep_rate(manifests: Mapping[str, Manifest]) -> float | None:
     synthesis = manifests.get("synthesize")
     judged = sum(synthesis.verdicts.get(verdict, 0) for verdict in JUDGED) if synthesis else 0
     return synthesis.kept / judged if synthesis and judged else None
-
-
-def right_shares(stage: StageFolder, check: Callable[[dict[str, Any], str, str, str], bool | None]) -> RightShares:
-    """Check every parsed task against its record's gold attributes; ``check`` says None where it cannot know."""
-    columns = ["meta", "instruction", "informative", "precise", "task_verdict"]
-    counts = {"parsed": [0, 0], "kept": [0, 0]}
-    data = pads.dataset(stage.parquet_files(), filesystem=stage.fs, format="parquet")
-    for batch in data.to_batches(columns=columns, filter=pads.field("task_verdict").isin(list(map(str, JUDGED)))):
-        for row in batch.to_pylist():
-            right = check(json.loads(row["meta"] or "{}"), row["instruction"], row["informative"], row["precise"])
-            if right is None:
-                continue
-            for name in ("parsed", *(["kept"] if row["task_verdict"] == Verdict.KEPT else [])):
-                counts[name][0] += 1
-                counts[name][1] += right
-    return RightShares(*counts["parsed"], *counts["kept"])
 
 
 def speed_tiles(train: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Score bars and loss curve as inline SVG that follows the page's colours, in light and dark.
+"""Scores, losses, keep rate and reliability as inline SVG that follows the page's colours, in light and dark.
 
 matplotlib writes fixed colours; the ones used here are stand-ins that are replaced by CSS variables, so one drawing
 serves both colour schemes. Text stays text.
@@ -97,6 +97,44 @@ def side_curve(losses: Sequence[Mapping[str, Any]], key: str, label: str) -> str
         axes.set_ylim(bottom=0)
         _plain(axes, label)
         return _svg(figure)
+
+
+def keep_curve(curve: Sequence[Sequence[float]], threshold: float | None) -> str:
+    """Share of the judged tasks that would be kept, per threshold on P(Yes); the run's own is marked. SVG text."""
+    if not curve:
+        return ""
+    with _figure(5.0, 2.9, curve) as (figure, axes):
+        axes.plot([at for at, _ in curve], [100 * share for _, share in curve], color=ADAPTED, linewidth=2)
+        if threshold is not None:
+            axes.axvline(threshold, color=MARK, linewidth=1.4)
+        _unit(axes, "threshold on P(Yes)", "kept, % of judged")
+        return _svg(figure)
+
+
+def reliability(bins: Sequence[Mapping[str, float]]) -> str:
+    """Share of right tasks at about each P(Yes), with 95 % intervals; the diagonal is perfect. SVG text."""
+    with _figure(5.0, 2.9, bins) as (figure, axes):
+        axes.plot([0, 1], [0, 100], color=LINE, linewidth=1.4)
+        at = [cell["probability"] for cell in bins]
+        right = [100 * cell["right"] for cell in bins]
+        errors = [
+            [max(0.0, 100 * (cell["right"] - cell["right_lo"])) for cell in bins],
+            [max(0.0, 100 * (cell["right_hi"] - cell["right"])) for cell in bins],
+        ]
+        axes.errorbar(at, right, yerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2.5)
+        axes.plot(at, right, "o-", color=ADAPTED, linewidth=1.4, markersize=5)
+        _unit(axes, "P(Yes) of the judge", "right, %")
+        return _svg(figure)
+
+
+def _unit(axes: Any, across: str, up: str) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_ylim(-2, 102)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
 
 
 def kinds_of(losses: Sequence[Mapping[str, Any]]) -> list[str]:

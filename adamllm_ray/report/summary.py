@@ -75,6 +75,48 @@ def funnel_lines(manifests: Mapping[str, Manifest]) -> list[str]:
     return lines
 
 
+def quality_lines(profile: Mapping[str, Any]) -> list[str]:
+    """What `adamllm quality` prints of the data."""
+    lines = [f"tasks:    {profile['kept']:,} kept of {profile['rows']:,} rows"]
+    if not profile["kept"]:
+        return lines
+    types = ", ".join(f"{row['type']} {100 * row['share']:.0f} %" for row in profile["types"][:6])
+    lines.append(
+        f"variety:  {profile['different_questions']:,} different questions; types {types} "
+        f"({profile['type_entropy']:.2f} bits)"
+    )
+    words = ", ".join(f"{name} {row['mean']:.1f}" for name, row in profile["lengths"].items())
+    lines.append(f"words:    {words} (means)")
+    if calibration := profile["calibration"]:
+        lines.append(
+            f"judge:    Brier score {calibration['brier']:.3f} on {calibration['n']:,} labelled tasks "
+            f"({calibration['brier_of_base_rate']:.3f} for the base rate), calibration error {calibration['error']:.3f}"
+        )
+    if agreement := profile["agreement"]:
+        lines.append(
+            f"rule:     agrees with the judge in {100 * agreement['agreement']:.1f} % of {agreement['n']:,} tasks "
+            f"({agreement['judge_only']:,} kept against it, {agreement['rule_only']:,} rejected against it)"
+        )
+    return lines
+
+
+def contamination_lines(found: Mapping[str, Any] | None) -> list[str]:
+    """What repeats an evaluation set, in a line per set."""
+    if found is None:
+        return []
+    lines = []
+    for name, item in found["sets"].items():
+        counts = item["counts"]
+        image, near, question, similar, both = (
+            f"{counts.get(kind, 0):,}" for kind in ("image", "near_image", "question", "near_question", "pair")
+        )
+        lines.append(
+            f"in {name} too, of {found['rows']:,} training records: image {image}, nearly {near}; question {question}, "
+            f"nearly {similar}; image and question {both}"
+        )
+    return lines
+
+
 def plan_table(plan: Plan) -> Table:
     """What the run takes with the pools as configured (first row) and with more replicas."""
     table = Table(

@@ -39,8 +39,8 @@ def hand_over(job: str, config: RunConfig, target: Target) -> int:
         raise ConfigError(f"there is no stage {job!r} to submit; there are: {', '.join(STAGES)}")
     if bool(target.cluster) == bool(target.address):
         raise ConfigError("say where to: --cluster OVERLAY for Kubernetes, or --address http://HEAD:8265 for Ray")
-    if job == "evaluate" and not config.evaluation.task:
-        raise ConfigError("evaluation.task is empty: there is nothing to evaluate")
+    if job == "evaluate" and not config.evaluation.asked:
+        raise ConfigError("evaluation.task and evaluation.tasks are empty: there is nothing to evaluate")
     refuse_local(job, config, target.mounted)
     return _to_kubernetes(job, config, target) if target.cluster else _to_ray(job, config, target)
 

@@ -23,7 +23,7 @@ def refuse_too_large(job: str, config: RunConfig, cluster: Mapping[str, Any]) ->
     """Raise ConfigError naming the setting and what the groups have, where pods or the sum of all are too small."""
     total, largest = limits(cluster), _gpus_of_largest_pod(cluster)
     for stage, names in _ENGINES.items():
-        if job in (stage, "pipeline") and (stage != "evaluate" or config.evaluation.task):
+        if job in (stage, "pipeline") and (stage != "evaluate" or config.evaluation.asked):
             engines = dict(_engines(config, names))
             for name, engine in engines.items():
                 _fits_a_pod(f"{name}.engine.gpus_per_replica", engine, largest)

@@ -41,6 +41,8 @@ def _fields(job: str, config: RunConfig) -> Iterator[tuple[str, str, str]]:
     for stage, fields in of_stage.items():
         if job in (stage, "pipeline"):
             yield from ((field, value, instead) for field, value, instead in fields(config) if value)
+    if job == "pipeline":
+        yield from ((field, value, instead) for field, value, instead in _report(config) if value)
 
 
 _Fields = Iterator[tuple[str, str | None, str]]
@@ -64,13 +66,33 @@ def _train(config: RunConfig) -> _Fields:
     for number, source in enumerate(config.mixture.replay):
         yield f"mixture.replay.{number}.path", source.path, DATA
         yield f"mixture.replay.{number}.image_folder", source.image_folder, DATA
+    if config.contamination.exclude:
+        yield from _against(config)
+        yield from _asked(config)
 
 
 def _evaluate(config: RunConfig) -> _Fields:
     yield "models.base", config.models.base, MODEL
-    yield "evaluation.engine.lora", config.evaluation.engine.lora, MODEL
-    if config.evaluation.task != "pocket":
-        yield "evaluation.task", config.evaluation.task, DATA
+    yield "models.adapted", config.models.adapted, MODEL
+    yield from _asked(config)
+
+
+def _asked(config: RunConfig) -> _Fields:
+    for field, task, _ in config.evaluation.asked:
+        yield field if field == "evaluation.task" else f"{field}.path", task.path, DATA
+
+
+def _against(config: RunConfig) -> _Fields:
+    for number, task in enumerate(config.contamination.against):
+        yield f"contamination.against.{number}.path", task.path, DATA
+
+
+def _report(config: RunConfig) -> _Fields:
+    """The end of a whole run: judging its data, and the page."""
+    yield from _against(config)
+    yield "report.labels", config.report.labels, DATA
+    for name, folder in config.report.ablations.items():
+        yield f"report.ablations.{name}", folder, DATA
 
 
 def _travels(value: str, model: bool) -> bool:

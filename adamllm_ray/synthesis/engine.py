@@ -19,8 +19,10 @@ import math
 import os
 import queue
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from adamllm_ray.errors import ConfigError, ModelError
 from adamllm_ray.gauges import in_ray
 from adamllm_ray.models.adapter import resolve_adapter
+from adamllm_ray.models.checkpoint import read_config
 from adamllm_ray.synthesis.engine_arguments import engine_arguments
 from adamllm_ray.synthesis.meters import Meters
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec, TextEngine, match_completions
@@ -102,14 +105,23 @@ class Engine:
             prompt["multi_modal_data"] = {"image": request.image}
         async with self._slots:
             self.meters.started()
+            started = time.monotonic()
             try:
                 output = await self._core.complete(f"{next(self._keys)}", prompt, parameters)
             except _Refused as refusal:
                 completion = Completion(request.id, error=str(refusal))
             else:
-                completion = _completion(request.id, output)
+                completion = replace(_completion(request.id, output), seconds=time.monotonic() - started)
             self.meters.finished(completion)
         return completion
+
+
+def has_model(model: str, settings: EngineSection) -> bool:
+    """Whether vLLM has the class of this model folder; it has given up some families."""
+    _prepare_process(settings, settings.gpus_per_replica == 0)
+    from vllm import ModelRegistry
+
+    return any(name in ModelRegistry.models for name in read_config(model).get("architectures") or [])
 
 
 class _Refused(Exception):

@@ -58,7 +58,8 @@ class Completion:
     """What came back for one request; ``token_ids`` include the stop token. With ``error`` the rest is empty.
 
     ``prompt_tokens`` counts image tokens; ``cached_tokens`` of them came from the prefix cache. ``mean_logprob`` is the
-    mean natural log-probability of the generated tokens, None unless ``SamplingSpec.logprobs`` was set.
+    mean natural log-probability of the generated tokens, None unless ``SamplingSpec.logprobs`` was set. ``seconds`` is
+    how long the engine had it, None where that was not measured.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Completion:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     mean_logprob: float | None = None
+    seconds: float | None = None
 
     @property
     def generated_tokens(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -82,17 +82,24 @@ class Catalog:
         )
 
 
-def build_catalog(synthesize: StageFolder, replay: dict[str, list[str]], measure: Measure) -> Catalog:
+def build_catalog(
+    synthesize: StageFolder,
+    replay: dict[str, list[str]],
+    measure: Measure,
+    contaminated: Mapping[str, pa.Array] | None = None,
+) -> Catalog:
     """Look at every row once: its verdict, whether it has a kept task, how long it is.
 
     Args:
         synthesize: the finished stage whose data train.
         replay: Parquet files (inside the same file system) of each replay source, as `replay` wrote them.
         measure: `lengths.Lengths`, or what else gives the tokens of some rows in the three forms.
+        contaminated: ids by source that may not train; their verdict says so.
     """
+    marked = contaminated or {}
     with storage.storage_errors("read the records", synthesize.uri):
         sources = sorted({DOMAIN: synthesize.parquet_files(), **replay}.items())
-        tables = [_source_table(synthesize.fs, source, files, measure) for source, files in sources]
+        tables = [_source_table(synthesize.fs, source, files, measure, marked.get(source)) for source, files in sources]
     return Catalog(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
 
 
@@ -204,9 +211,9 @@ REPLAY_SCHEMA = pa.schema(
 )
 
 
-def _source_table(fs: Any, source: str, files: list[str], measure: Measure) -> pa.Table:
+def _source_table(fs: Any, source: str, files: list[str], measure: Measure, marked: pa.Array | None) -> pa.Table:
     """Catalog rows of one source, sorted by id."""
-    parts = [_measured(fs, files, rows, measure) for rows in _gathered(fs, source, files)]
+    parts = [_measured(fs, files, _marked(rows, marked), measure) for rows in _gathered(fs, source, files)]
     if not parts:
         return SCHEMA.empty_table()
     found = pa.concat_tables(parts).combine_chunks()
@@ -234,6 +241,17 @@ def _gathered(fs: Any, source: str, files: list[str]) -> Iterator[pa.Table]:
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _marked(rows: pa.Table, contaminated: pa.Array | None) -> pa.Table:
+    """Sound rows that are on the list get the verdict of the list."""
+    if contaminated is None:
+        return rows
+    hit = pc.and_(
+        pc.is_in(rows["id"].cast(pa.large_string()), contaminated), pc.equal(rows["verdict"], Verdict.OK.value)
+    )
+    verdict = pc.if_else(hit, Verdict.CONTAMINATED.value, rows["verdict"])
+    return rows.set_column(rows.column_names.index("verdict"), "verdict", verdict)
 
 
 def _measured(fs: Any, files: list[str], rows: pa.Table, measure: Measure) -> pa.Table:

@@ -155,6 +155,30 @@ class Collator:
             raise ExampleRefused(Verdict.EXAMPLE_TOO_LONG, f"{len(ids)} tokens, training.max_length {self.max_length}")
         return ids, labels, image
 
+    def prompts(self, asked: Sequence[tuple[list[int], Any]]) -> dict[str, torch.Tensor]:
+        """Inputs of ``model.generate`` for (ids with one placeholder, picture or None), padded to the *left*.
+
+        Raises:
+            ModelError: a picture for a text-only model, or not exactly one placeholder.
+        """
+        pieces: list[Piece] = []
+        for ids, picture in asked:
+            image = None if picture is None else self._process(picture)
+            if image is not None:
+                if self.image_id is None or ids.count(self.image_id) != 1:
+                    raise ModelError("a prompt has an image, but not exactly one image placeholder token")
+                at = ids.index(self.image_id)
+                ids = [*ids[:at], *image.ids, *ids[at + 1 :]]
+            found = image.tensors.items() if image else ()
+            tensors = {name: tensor for name, tensor in found if isinstance(tensor, torch.Tensor)}
+            pieces.append((ids, [IGNORE] * len(ids), tensors))
+        text = self._pad(pieces)
+        width = text.pop("labels").shape[1]
+        for name, tensor in text.items():
+            rows = zip(tensor, pieces, strict=True)
+            text[name] = torch.stack([row.roll(width - len(ids)) for row, (ids, _, _) in rows])
+        return text | _stack([tensors for _, _, tensors in pieces if tensors])
+
     def _moved(self, example: Example, ids: list[int]) -> list[tuple[int, int, str]]:
         """The example's kinds where they are now that its image's tokens are in."""
         added = len(ids) - len(example.ids)

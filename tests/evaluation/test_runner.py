@@ -15,6 +15,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError, ModelError, SourceError, TooManyFailures
 from adamllm_ray.evaluation import answers, runner
 from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore
+from adamllm_ray.evaluation.tasks import Question
 
 QUESTIONS = 10
 
@@ -97,9 +98,28 @@ def test_same_weights_give_the_same_answers_and_no_difference(finished):
     assert any(by_model["base"].values())
     scores = manifest.extra["scores"]
     assert scores["models"]["base"]["overall"]["n"] == QUESTIONS
-    assert scores["difference"]["overall"] == {"value": 0.0, "lo": 0.0, "hi": 0.0, "p": 1.0}
+    gain = scores["difference"]["overall"]
+    assert (gain["value"], gain["p"]) == (0.0, 1.0)
+    assert gain["lo"] < 0 < gain["hi"]  # ten questions cannot show that nothing differs
     assert scores["unusable"] == 2
     assert scores["baselines"]["majority"]["fitted_on"] == "test"
+    assert scores["general"] is None
+    task = scores["tasks"]["own"]
+    assert (task["rows"], task["n"], task["unusable"]) == (QUESTIONS + 2, QUESTIONS, 2)
+    assert task["verdicts"] == {"image_truncated": 1, "row_unreadable": 1}
+
+
+def test_every_answer_says_what_it_took(finished):
+    _, run, _ = finished
+    for row in _predictions(run):
+        if row["verdict"] == "ok":
+            assert row["id"] == f"{row['model']}/{row['question_id']}"
+            assert (row["task"], row["metric"], row["backend"]) == ("own", "auto", "vllm")
+            assert row["finish_reason"] in ("stop", "length")
+            assert 1 <= row["output_tokens"] <= 6 < row["prompt_tokens"]
+            assert row["latency_s"] > 0
+        else:
+            assert row["latency_s"] is row["score_strict"] is row["parsed_paper"] is None
 
 
 def test_finished_stage_is_not_run_again(finished, monkeypatch):
@@ -146,8 +166,11 @@ def test_engine_that_refuses_too_much_stops_the_stage(finished, tmp_path, tiny_v
 
 
 def test_refused_question_is_a_wrong_answer():
-    row = {"verdict": "engine_error", "prediction": "", "answer": "yes", "kind": "closed", "choices": None}
-    assert runner._score_row(row) == {"score": 0, "parsed": False, "recall": None}
+    key = Question("q", b"", "?", "yes", "t", "closed")
+    scored = {"score_strict": 0.0, "parsed_strict": False, "score_paper": 0.0, "parsed_paper": False}
+    assert runner._score_row({"verdict": "engine_error", "prediction": ""}, key) == scored
+    unusable = runner._score_row({"verdict": "image_truncated", "prediction": ""}, key)
+    assert unusable == dict.fromkeys(scored)
 
 
 def test_without_a_trained_model(tmp_path, tiny_vlm):

@@ -23,7 +23,8 @@ def _questions(count, verdict=Verdict.OK):
 
 
 def _answers(*ids, verdict="ok", prediction="yes"):
-    row = {"model": "base", "type": "side", "kind": "closed", "question": "?", "answer": "yes"}
+    row = {"model": "base", "task": "own", "type": "side", "kind": "closed", "metric": "auto"}
+    row |= {"question": "?", "answer": "yes"}
     rows = [row | {"question_id": name, "verdict": verdict, "prediction": prediction} for name in ids]
     return pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
 
@@ -39,6 +40,17 @@ def test_questions_are_stored_once(stage, monkeypatch):
     chosen = store.questions({"q007", "q099"}, images=False)
     assert [(one.id, one.image) for one in chosen] == [("q007", None), ("q099", None)]
     assert store.questions({"q007"}, images=True)[0].image == b"png"
+    assert [one.id for one in store.questions()] == [f"q{i:03}" for i in range(100)]
+
+
+def test_a_question_comes_back_as_it_went_in(stage):
+    first = Question("a", b"x", "?", "B", "t", "open", ("yes", "no"), "{}", metric="choice", task="own")
+    other = Question("b", b"x", "?", "B", "t", "open", ("yes", "no"), max_new_tokens=9)
+    store = QuestionStore(stage)
+    store.fill([first, other])
+    found = store.questions(images=True)
+    assert found == [first, other]
+    assert found[0].choices is found[1].choices  # a hundred names of thousands of questions are kept once
 
 
 def test_store_that_was_not_filled_to_its_end_is_filled_anew(stage):

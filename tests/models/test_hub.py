@@ -14,7 +14,7 @@ import pytest
 
 from adamllm_ray.errors import ConfigError, ModelError, StorageError
 from adamllm_ray.models.card import refresh_card
-from adamllm_ray.models.hub import push
+from adamllm_ray.models.hub import push, push_dataset
 from tests.models.test_card import _trained
 
 pytestmark = pytest.mark.timeout(120)
@@ -25,6 +25,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.private: dict[str, bool] = {}
+        self.kinds: dict[str, str] = {}
         self.files: dict[str, bytes] = {}
         self.tokens: set[str | None] = set()  # with which something was to be written
         self.asked = 0
@@ -35,9 +36,10 @@ class Hub:
             name = f"{tree['organization']}/{tree['name']}"
             if name in self.private:
                 return 409, {"url": f"https://huggingface.co/{name}"}
+            self.kinds[name] = tree.get("type") or "model"
             self.private[name] = tree["private"] if "private" in tree else tree.get("visibility") == "private"
             return 200, {"url": f"https://huggingface.co/{name}"}
-        if method == "GET" and path.startswith("/api/models/"):
+        if method == "GET" and path.startswith(("/api/models/", "/api/datasets/")):
             name = "/".join(path.split("?")[0].split("/")[3:5])
             private = self.private[name]
             return 200, {"id": name, "private": private, "siblings": [], "tags": [], "sha": "0" * 40}
@@ -150,8 +152,23 @@ def test_what_the_hub_says_is_passed_on(tmp_path: Path, hub: Hub, monkeypatch: p
         push(run, "team/xray")
 
 
+def test_a_published_data_set_goes_to_a_data_set_repository(tmp_path: Path, hub: Hub) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "data" / "train-00000.parquet").write_bytes(b"rows")
+    (tmp_path / "notes.txt").write_text("not published")
+    done = push_dataset(str(tmp_path), ["README.md", "data/train-00000.parquet"], "team/waves")
+    assert hub.private == {"team/waves": True}
+    assert hub.kinds == {"team/waves": "dataset"}
+    assert hub.files.keys() == {"README.md", "data/train-00000.parquet"}
+    assert (done.files, done.bytes) == (2, sum(map(len, hub.files.values())))
+    hub.private["team/open"] = False
+    with pytest.raises(ConfigError, match="the dataset may be seen"):
+        push_dataset(str(tmp_path), ["README.md"], "team/open")
+
+
 def test_no_stage_can_push() -> None:
     """Only the verb of that name knows the module."""
     package = Path(__file__).parents[2] / "adamllm_ray"
     users = [path.name for path in package.rglob("*.py") if "models.hub" in path.read_text("utf-8")]
-    assert users == ["cli.py"]
+    assert users == ["products.py"]

@@ -35,7 +35,7 @@ def _picture(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def _row(i: int) -> dict:
+def made_up_row(i: int) -> dict:
     rng = random.Random(i)
     side = rng.choice(["left", "right", "top", "bottom"])
     verdict = rng.choices(
@@ -89,12 +89,14 @@ def _scores() -> dict:
                         "question_id": key,
                         "model": model,
                         "type": name,
-                        "score": int(right),
-                        "parsed": parsed,
-                        "recall": None,
+                        "score_strict": int(right),
+                        "parsed_strict": parsed,
+                        "score_paper": int(right),
+                        "parsed_paper": parsed,
                     }
                 )
-    baselines = [Baseline("majority", "train", {}, values), Baseline("colour", "train", {}, values)]
+    of_modes = {"strict": values, "paper": values}
+    baselines = [Baseline("majority", "train", {}, of_modes), Baseline("colour", "train", {}, of_modes)]
     return summarise(rows, baselines)
 
 
@@ -116,15 +118,18 @@ def empty_run(config):
 
 @pytest.fixture
 def full_run(empty_run):
-    """All four stages finished; the first kept record's texts are hostile."""
-    rows = [_row(i) for i in range(240)]
-    kept = [row for row in rows if row["task_verdict"] == "kept"]
-    for row in kept:
-        row["meta"] = '{"gold": true}'
-    for row in rows[:40]:
-        row["caption"] = HOSTILE
-        if row["instruction"]:
-            row |= {"instruction": HOSTILE, "informative": HOSTILE, "precise": HOSTILE}
+    """All four stages finished; some records' texts are hostile."""
+    return fill_run(empty_run)
+
+
+def fill_run(empty_run, rows=None):
+    """Finish all four stages. Without ``rows``, 240 made-up ones, 40 of which are hostile."""
+    if rows is None:
+        rows = [made_up_row(i) for i in range(240)]
+        for row in rows[:40]:
+            row["caption"] = HOSTILE
+            if row["instruction"]:
+                row |= {"instruction": HOSTILE, "informative": HOSTILE, "precise": HOSTILE}
     _finish(empty_run, "ingest", rows, "verdict", 4.2)
     _finish(empty_run, "synthesize", rows, "task_verdict", 95.0)
     train = empty_run.stage("train")
@@ -138,7 +143,7 @@ def full_run(empty_run):
     extra = {"losses": losses, "parts": [part], "shares": shares, "model": "train/model"}
     extra["speed"] = {"examples_per_second": 12.34, "tokens_per_second": 34567.8, "padding": 0.071, "data_wait": 0.004}
     extra["speed"] |= {"seconds": 120.0, "inputs": 4_000_000, "flops": 1e15, "mfu": 0.412}
-    train.finish(rows_in=240, verdicts={"ok": 230, "image_missing": 10}, extra=extra, seconds=140)
+    train.finish(rows_in=len(rows), verdicts={"ok": len(rows) - 10, "image_missing": 10}, extra=extra, seconds=139.8)
     evaluate = empty_run.stage("evaluate")
     evaluate.begin({"x": 1})
     evaluate.finish(rows_in=960, verdicts={"ok": 960}, extra={"scores": _scores()}, seconds=61)
@@ -149,7 +154,8 @@ def _finish(run, name, rows, column, seconds):
     stage = run.stage(name)
     stage.begin({"x": 1})
     run.fs.create_dir(stage.data, recursive=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=SYNTHESIZED_SCHEMA), f"{stage.data}/part-0.parquet")
+    table = pa.Table.from_pylist(rows, schema=SYNTHESIZED_SCHEMA)
+    pq.write_table(table, f"{stage.data}/part-0.parquet", filesystem=run.fs)
     verdicts: dict[str, int] = {}
     for row in rows:
         verdicts[row[column]] = verdicts.get(row[column], 0) + 1

@@ -1,10 +1,18 @@
+import base64
+import hashlib
 import re
+from collections import Counter
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
+from adamllm_ray.config import parse_config
+from adamllm_ray.data.run import RunFolder
+from adamllm_ray.errors import ConfigError
 from adamllm_ray.report.build import build_report
+from adamllm_ray.report.gallery import clip, gallery
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -29,14 +37,24 @@ def _build(config, run):
     return Path(build_report(config, run)).read_text("utf-8")
 
 
-def test_page_needs_no_network_and_no_script(config, full_run):
-    page = _Page(_build(config, full_run))
-    assert "script" not in page.tags
-    assert not {"link", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+def test_page_needs_no_network_and_has_no_script_but_ours(config, full_run):
+    html = _build(config, full_run)
+    page = _Page(html)
+    assert page.tags.count("script") == 1
+    script = files("adamllm_ray.report").joinpath("gallery.js").read_text("utf-8")
+    assert f"<script>{script}</script>" in html
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (value for tag, name, value in page.attributes if tag == "meta" and value.startswith("default-src"))
+    assert policy == (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src 'unsafe-inline'; "
+        f"script-src 'sha256-{digest}'"
+    )
+    assert page.tags.count("link") == 1  # an empty icon, so that no browser asks a server for one
+    assert not {"iframe", "object", "embed", "form", "base"} & set(page.tags)
     for tag, name, value in page.attributes:
         assert not name.startswith("on"), (tag, name)
         if name in ("src", "href", "xlink:href", "action", "data", "srcset"):
-            assert value.startswith(("data:image/", "#")), (tag, name, value[:80])
+            assert value == "data:," or value.startswith(("data:image/", "#")), (tag, name, value[:80])
         assert "http:" not in value
         assert "https:" not in value
     styles = [match for value in page.attributes for match in re.findall(r"url\(([^)]*)\)", value[2])]
@@ -45,7 +63,7 @@ def test_page_needs_no_network_and_no_script(config, full_run):
 
 def test_hostile_texts_are_shown_as_text(config, full_run, hostile):
     html = _build(config, full_run)
-    assert "<script" not in html
+    assert html.count("<script") == 1  # ours
     assert "<img src=http" not in html
     assert hostile in "".join(_Page(html).text)  # word for word, braces and all
 
@@ -54,7 +72,16 @@ def test_page_says_what_happened(config, full_run):
     text = " ".join("".join(_Page(_build(config, full_run)).text).split())
     assert "Post-training helped" in text
     assert "base model right" in text
-    for heading in ("Scores", "Where the rows went", "Training", "Mixture", "Records", "Verdicts", "Stages"):
+    for heading in (
+        "Scores",
+        "Where the rows went",
+        "Training",
+        "Mixture",
+        "Records",
+        "Verdicts",
+        "Throughput",
+        "Quality",
+    ):
         assert heading in text
     for words in ("loss, nats per token", "gradient norm", "replay: general", "MFU", "41.2 %", "12.3", "What trained"):
         assert words in text
@@ -62,11 +89,70 @@ def test_page_says_what_happened(config, full_run):
     assert "image missing" in text
 
 
-def test_gallery_shows_kept_rejected_and_failed(config, full_run):
+def test_gallery_shows_drawn_best_and_worst(config, full_run):
     html = _build(config, full_run)
-    assert html.count('<article class="record">') == 24
+    assert html.count('<article class="record"') == 200
     for outcome in ("kept", "rejected", "failed"):
         assert f'class="badge {outcome}"' in html
+    groups = Counter(re.findall(r'data-groups="([^"]*)"', html))
+    assert sum(count for names, count in groups.items() if "best" in names) == 50
+    assert sum(count for names, count in groups.items() if "worst" in names) == 50
+    assert sum(count for names, count in groups.items() if "drawn" in names) >= 100
+
+
+@pytest.mark.parametrize("count", [1, 7, 24, 239, 240, 5000])
+def test_gallery_holds_as_many_as_asked_for(full_run, count):
+    cards = gallery(full_run.stage("synthesize"), 0, count, lambda id, image: None, 500)
+    assert len({card.id for card in cards}) == len(cards) == min(count, 240)
+    best = [card.judge[0] for card in cards if "best" in card.groups]
+    others = [card.judge[0] for card in cards if card.judge and "best" not in card.groups]
+    assert len(best) <= count // 4
+    assert not best or not others or min(best) >= max(others)
+
+
+def test_ingest_alone_has_a_gallery(config, full_run):
+    full_run.fs.delete_dir(full_run.stage("synthesize").path)
+    html = _build(config, full_run)
+    assert html.count('<article class="record"') == 200
+    assert "Quality of the data" not in html
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "clipped"), [("abc", 3, "abc"), ("abcd", 3, "abc …"), ("<<", 7, "< …"), ("\ud800é", 9, "?é")]
+)
+def test_texts_are_cut_by_what_they_take_in_the_page(text, limit, clipped):
+    assert clip(text, limit) == clipped
+
+
+def test_other_score_sets_ablations_and_tasks_are_shown(config, full_run, tmp_path):
+    evaluate = full_run.stage("evaluate")
+    scores = evaluate.manifest().extra["scores"]
+    other = RunFolder(str(tmp_path / "other"))
+    other.stage("evaluate").begin({"x": 1})
+    other.stage("evaluate").finish(rows_in=960, verdicts={"ok": 960}, extra={"scores": scores}, seconds=61)
+    tasks = {
+        "water": {"protocol": "bare question", "split": "test <b>", "n": 480, "unusable": 3, "paper_rows": {"x": 1}}
+    }
+    more = scores | {"paper": scores, "general": scores, "tasks": tasks}
+    evaluate.finish(rows_in=960, verdicts={"ok": 960}, extra={"scores": more}, seconds=61)
+    settings = config.model_dump(mode="json")
+    settings["report"] = {"ablations": {"caption only": str(tmp_path / "other")}, "price_per_hour": 36.0}
+    html = _build(parse_config(settings), full_run)
+    text = " ".join("".join(_Page(html).text).split())
+    for words in ("under the published metrics", "what was forgotten", "What was asked", "bare question", "test <b>"):
+        assert words in text
+    assert html.count('<th class="number">caption only</th>') == 2  # that run has no general scores
+    assert "Throughput and cost" in text
+    assert "3.00" in text  # 300 s at 36 an hour
+    settings["report"] = {"ablations": {"none": str(tmp_path / "nothing")}}
+    with pytest.raises(ConfigError, match=r"report\.ablations\.none"):
+        _build(parse_config(settings), full_run)
+
+
+def test_presigned_thumbnails_need_s3(config, full_run):
+    settings = config.model_dump(mode="json") | {"report": {"thumbnails": "presigned"}}
+    with pytest.raises(ConfigError, match=r"report\.thumbnails"):
+        _build(parse_config(settings), full_run)
 
 
 def test_gallery_is_the_same_every_time(config, full_run):

@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from adamllm_ray.report.collect import collect, duration, funnel, headline, keep_rate, right_shares
+from adamllm_ray.report.collect import collect, duration, funnel, headline, keep_rate
 from adamllm_ray.report.summary import funnel_lines, score_table
 
 
@@ -25,15 +25,6 @@ def test_funnel_and_accounting(config, full_run):
     lines = funnel_lines(manifests)
     assert any("synthesize: 240 rows in =" in line for line in lines)
     assert f"{100 * keep_rate(manifests):.1f} %" in "\n".join(lines)
-
-
-def test_right_shares_counts_only_what_is_known(full_run):
-    def check(meta, question, informative, precise):
-        return None if not meta else informative.endswith(f"on the {precise} side.")
-
-    right = right_shares(full_run.stage("synthesize"), check)
-    assert right.parsed_known == right.kept_known > 0
-    assert 0 < right.kept_right <= right.kept_known
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ def test_what_travels_is_let_through(job):
         ("mixture__replay", [{"name": "g", "path": "g.json", "weight": 1}], "mixture.replay.0.path", "train"),
         ("models__base", "../base", "models.base", "evaluate"),
         ("evaluation__task", "test.parquet", "evaluation.task", "evaluate"),
+        ("evaluation", {"tasks": [{"name": "q", "path": "q.jsonl"}]}, "evaluation.tasks.0.path", "evaluate"),
+        ("models__adapted", "/models/adapter", "models.adapted", "evaluate"),
     ],
 )
 def test_a_path_of_this_machine_is_named(changed, value, field, stage):

@@ -7,20 +7,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from adamllm_ray.config import ImageLimits, RunConfig
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import SourceError
+from adamllm_ray.errors import ConfigError, SourceError
 from adamllm_ray.models.checkpoint import load_processor
+from adamllm_ray.training.books import Books, forbidden_sets
 from adamllm_ray.training.catalog import RowReader, build_catalog, read_catalog, write_catalog
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.lengths import Lengths
 from adamllm_ray.training.mix import Mixture
 from adamllm_ray.training.replay import copy_replay
 from adamllm_ray.training.stream import RowBatches, plan, refusal_key
-from adamllm_ray.training.trainer import _Books
+from adamllm_ray.training.trainer import fingerprint
 from tests.training.conftest import ROWS, finished_synthesis, picture, synthesized_rows, training_config
 
 
@@ -93,12 +96,51 @@ def test_replay_is_read_checked_and_mixed_in(tmp_path: Path, tiny_vlm: Path) -> 
         copy_replay(config.mixture.replay, ImageLimits(), run.stage("third"))
 
 
+def test_contaminated_records_do_not_train_and_say_so(tmp_path: Path, tiny_vlm: Path) -> None:
+    """Records whose image is in the evaluation set get a verdict; the rest trains as before."""
+    rows = synthesized_rows()
+    run, config = finished_synthesis(tmp_path, rows), training_config(tmp_path, tiny_vlm, epochs=1)
+    run.stage("train").begin({})
+    leaked = [row for row in rows if row["verdict"] == Verdict.OK][:3]
+    asked = [{"image": row["image"], "question": f"Is it {n}?", "answer": "no"} for n, row in enumerate(leaked)]
+    pq.write_table(pa.Table.from_pylist(asked), tmp_path / "test.parquet")
+    section = {
+        "against": [{"name": "test", "path": str(tmp_path / "test.parquet")}],
+        "near_images": None,
+        "exclude": ["image"],
+    }
+    config = config.model_validate(config.model_dump() | {"contamination": section})
+    forbidden = forbidden_sets(config)
+    books = Books(config, run, run.stage("train"), str(tiny_vlm), forbidden)
+    counts = books.verdicts({})
+    same = {
+        row["id"] for row in rows if row["verdict"] == Verdict.OK and row["image"] in [one["image"] for one in leaked]
+    }
+    assert counts["contaminated"] == len(same) >= 3
+    assert sum(counts.values()) == ROWS
+    trained = {books.mixture.items.id(entry.item) for entry in books.entries}
+    assert not trained & same
+    assert len(trained) == counts["ok"]
+    before, after = (
+        fingerprint(config, run.stage("synthesize").manifest(), str(tiny_vlm), one) for one in (None, forbidden)
+    )  # type: ignore[arg-type]
+    assert before == {key: value for key, value in after.items() if key != "contamination"}
+
+
+def test_excluding_needs_something_to_compare_with(tmp_path: Path, tiny_vlm: Path) -> None:
+    config = training_config(tmp_path, tiny_vlm, epochs=1)
+    assert forbidden_sets(config) is None
+    config = config.model_validate(config.model_dump() | {"contamination": {"exclude": ["image"]}})
+    with pytest.raises(ConfigError, match="no evaluation set"):
+        forbidden_sets(config)
+
+
 def test_the_books_count_each_record_once(tmp_path: Path, tiny_vlm: Path) -> None:
     """Refused in one epoch and trained in another is trained; refused in all of them is its last verdict."""
     rows = synthesized_rows()
     run, config = finished_synthesis(tmp_path, rows), training_config(tmp_path, tiny_vlm, epochs=2)
     run.stage("train").begin({})
-    books = _Books(config, run, run.stage("train"), str(tiny_vlm))
+    books = Books(config, run, run.stage("train"), str(tiny_vlm), None)
     plain = {"ok": ROWS - 2, "image_missing": 1, "duplicate": 1}
     assert books.verdicts({}) == plain
     once, always = rows[1]["id"], rows[2]["id"]

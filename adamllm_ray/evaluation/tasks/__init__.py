@@ -1,6 +1,9 @@
-"""Where questions come from. A task is a function that yields `Question`s; one small file per benchmark.
+"""Where questions come from: a small file per benchmark, the pocket test set, and tables of your own.
 
-A question that cannot be used is still yielded, with a verdict that says why: it is counted, not asked.
+    for question in load_questions(config.evaluation, seed, config.data.s3): ...
+
+A benchmark is one `layout.Benchmark` in a module of its name, ``TASK``. A question that cannot be used is still
+yielded, with a verdict that says why: it is counted, not asked.
 """
 
 from __future__ import annotations
@@ -8,25 +11,33 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
-from adamllm_ray.config import EvaluationSection, S3Section
+from adamllm_ray.config import AskedTask, EvaluationSection, ImageLimits, S3Section, TaskSection
+from adamllm_ray.config.evaluation import MAX_NEW_TOKENS, POCKET
 from adamllm_ray.data.draws import uniform
 from adamllm_ray.data.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from adamllm_ray.evaluation.tasks.files import TaskSource
+    from adamllm_ray.evaluation.tasks.layout import Benchmark
 
 Kind = Literal["open", "closed"]
 
 QUESTION_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
         pa.field("image", pa.binary()),
         pa.field("question", pa.string(), nullable=False),
         pa.field("answer", pa.string(), nullable=False),
         pa.field("type", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
         pa.field("choices", pa.list_(pa.string())),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("max_new_tokens", pa.int32(), nullable=False),
         pa.field("meta", pa.string()),
         pa.field("verdict", pa.string(), nullable=False),
         pa.field("verdict_detail", pa.string()),
@@ -36,7 +47,11 @@ QUESTION_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one image. Field for field a row of QUESTION_SCHEMA."""
+    """One question about one image. Field for field a row of QUESTION_SCHEMA.
+
+    ``type`` is the column of the score table that it counts in, ``metric`` how its answer is scored. ``id`` is unique
+    over all tasks; ``choices`` are the possible answers, or the names that are looked for in an answer.
+    """
 
     id: str
     image: bytes | None
@@ -48,6 +63,9 @@ class Question:
     meta: str | None = None
     verdict: Verdict = Verdict.OK
     verdict_detail: str | None = None
+    metric: str = "auto"
+    task: str = ""
+    max_new_tokens: int = MAX_NEW_TOKENS
 
     def row(self) -> dict[str, Any]:
         """As a row of QUESTION_SCHEMA."""
@@ -55,28 +73,88 @@ class Question:
         return values | {"choices": list(self.choices) if self.choices else None, "verdict": str(self.verdict)}
 
 
-def load_questions(section: EvaluationSection, seed: int = 0, s3: S3Section | None = None) -> Iterator[Question]:
-    """The questions of ``evaluation.task``, ids made unique, cut to ``evaluation.limit`` by hash (not by position).
+def load_questions(
+    section: EvaluationSection, seed: int = 0, s3: S3Section | None = None, limits: ImageLimits | None = None
+) -> Iterator[Question]:
+    """The questions of every task, ids made unique, each task cut to its limit by hash (not by position).
 
-    ``s3`` says how to reach a task on ``s3://``.
+    ``s3`` says how to reach a task on ``s3://``, ``limits`` how large an image file may be.
+
+    Raises:
+        SourceError: a task as a whole cannot be read.
+    """
+    alone = len(section.asked) == 1
+    for asked in section.asked:
+        limit = asked.task.limit or section.limit
+        questions = _unique(_named(asked, section, task_questions(asked, s3, limits), alone=alone))
+        if limit is None:
+            yield from questions
+        else:
+            yield from heapq.nsmallest(limit, questions, key=lambda item: uniform(seed, "question", item.id))
+
+
+def task_source(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None) -> TaskSource:
+    """The files of a task (any but 'pocket')."""
+    from adamllm_ray.evaluation.tasks.files import TaskSource
+
+    names = benchmark(asked.task.name).folders if asked.task.benchmark else ()
+    return TaskSource(asked.field, asked.task.path, asked.task.split, names, s3, limits or ImageLimits())
+
+
+def benchmark(name: str) -> Benchmark:
+    """The published benchmark that the configuration calls so."""
+    import importlib
+
+    found: Benchmark = importlib.import_module(f"{__name__}.{name}").TASK
+    return found
+
+
+def token_limit(task: TaskSection, section: EvaluationSection) -> int:
+    """Tokens that an answer of this task may have."""
+    usual = benchmark(task.name).max_new_tokens if task.benchmark else MAX_NEW_TOKENS
+    return task.max_new_tokens or section.max_new_tokens or usual
+
+
+def describe(asked: AskedTask, section: EvaluationSection) -> dict[str, Any]:
+    """What has to be said beside the scores of a task: protocol, split, and what the paper prints."""
+    task = asked.task
+    found: dict[str, Any] = {"title": task.name, "general": asked.general, "split": task.split or "all rows"}
+    if task.benchmark:
+        known = benchmark(task.name)
+        found |= {"title": known.title, "split": task.split or "test", "release": known.release, "link": known.link}
+        found["paper_rows"] = {known.label(column): count for column, count in known.rows.items()}
+    how = f"zero-shot, greedy, image first, one turn, at most {token_limit(task, section)} tokens"
+    return found | {"protocol": how}
+
+
+def task_questions(
+    asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None
+) -> Iterator[Question]:
+    """All rows of one task, as it is read: ids and columns do not say yet which task they are of.
 
     Raises:
         SourceError: the task as a whole cannot be read.
     """
-    questions: Iterable[Question]
-    if section.task == "pocket":
+    if asked.task.name == POCKET:
         from adamllm_ray.evaluation.tasks.pocket import pocket_questions
 
-        questions = pocket_questions()
-    else:
-        from adamllm_ray.evaluation.tasks.table import table_questions
+        return pocket_questions()
+    source = task_source(asked, s3, limits)
+    if asked.task.benchmark:
+        return benchmark(asked.task.name).questions(source)
+    from adamllm_ray.evaluation.tasks.table import table_questions
 
-        questions = table_questions(section.task, s3)
-    questions = _unique(questions)
-    if section.limit is None:
-        yield from questions
-    else:
-        yield from heapq.nsmallest(section.limit, questions, key=lambda item: uniform(seed, "question", item.id))
+    return table_questions(source, asked.task.metric or "auto")
+
+
+def _named(
+    asked: AskedTask, section: EvaluationSection, questions: Iterable[Question], *, alone: bool
+) -> Iterator[Question]:
+    """With the task's name in id and, where another task may have the same, in the column; and with its token limit."""
+    task, tokens = asked.task, token_limit(asked.task, section)
+    for one in questions:
+        type_ = one.type if alone or task.benchmark else f"{task.name}: {one.type}"
+        yield replace(one, id=f"{task.name}/{one.id}", task=task.name, type=type_, max_new_tokens=tokens)
 
 
 def _unique(questions: Iterable[Question]) -> Iterator[Question]:

@@ -26,7 +26,12 @@ GOOD = {"id": "q", "image": "a.png", "question": "Island?", "answer": "Yes", "ty
 
 def test_jsonl_row(tmp_path):
     (question,) = _load(_jsonl(tmp_path, GOOD))
-    assert (question.id, question.image, question.kind, question.verdict) == ("q", b"image bytes", "closed", Verdict.OK)
+    assert (question.id.removeprefix("own/"), question.image, question.kind, question.verdict) == (
+        "q",
+        b"image bytes",
+        "closed",
+        Verdict.OK,
+    )
     assert pa.Table.from_pylist([question.row()], schema=QUESTION_SCHEMA).num_rows == 1
 
 
@@ -41,6 +46,10 @@ def test_jsonl_row(tmp_path):
         (GOOD | {"kind": "maybe"}, Verdict.ROW_UNREADABLE),
         (GOOD | {"choices": "Yes"}, Verdict.ROW_UNREADABLE),
         (GOOD | {"choices": ["a", "b"]}, Verdict.ROW_UNREADABLE),
+        (GOOD | {"metric": "vibes"}, Verdict.ROW_UNREADABLE),
+        (GOOD | {"metric": "choice"}, Verdict.ROW_UNREADABLE),
+        (GOOD | {"metric": "choice", "answer": "C", "choices": ["a", "b"]}, Verdict.ROW_UNREADABLE),
+        (GOOD | {"metric": "numbered_choice", "answer": "2", "choices": ["a", "b"]}, Verdict.ROW_UNREADABLE),
         (GOOD | {"image": "nowhere.png"}, Verdict.IMAGE_MISSING),
         (GOOD | {"image": None}, Verdict.IMAGE_MISSING),
         (GOOD | {"image": "../a.png"}, Verdict.IMAGE_MISSING),
@@ -63,6 +72,37 @@ def test_parquet_with_bytes_struct_and_choices(tmp_path):
     pq.write_table(pa.Table.from_pylist(rows), file)
     (question,) = _load(file)
     assert (question.image, question.choices, question.kind) == (b"x", ("left", "right"), "open")
+
+
+def test_a_row_says_how_it_is_scored_or_the_configuration_does(tmp_path):
+    rows = [
+        GOOD | {"id": "usual"},
+        GOOD | {"id": "own", "metric": "exact"},
+        GOOD | {"id": "letter", "metric": "choice", "answer": "B", "choices": ["x", "y"]},
+        GOOD | {"id": "bare letter", "metric": "choice", "answer": "D"},
+        GOOD | {"id": "number", "metric": "numbered_choice", "answer": "1", "choices": ["x", "y"]},
+        GOOD | {"id": "names", "metric": "names_f1", "answer": ["rice, brown", "egg"]},
+        GOOD | {"id": "spelt", "metric": "names_recall", "answer": "rice, egg"},
+    ]
+    path = _jsonl(tmp_path, *rows)
+    section = EvaluationSection.model_validate({"tasks": [{"name": "ours", "path": str(path), "metric": "recall"}]})
+    found = {one.id.removeprefix("ours/"): one for one in load_questions(section)}
+    assert {one.verdict for one in found.values()} == {Verdict.OK}
+    assert found["usual"].metric == "recall"
+    assert found["own"].metric == "exact"
+    assert found["letter"].choices == ("x", "y")
+    assert json.loads(found["names"].answer) == ["rice, brown", "egg"]
+    assert json.loads(found["spelt"].answer) == ["rice", "egg"]
+
+
+def test_several_tables_have_columns_and_ids_of_their_own(tmp_path):
+    (tmp_path / "other").mkdir()
+    paths = [_jsonl(tmp_path, GOOD), _jsonl(tmp_path / "other", GOOD, GOOD | {"id": "r"})]
+    tasks = [{"name": f"table {i}", "path": str(path)} for i, path in enumerate(paths)]
+    section = EvaluationSection.model_validate({"tasks": tasks[:1], "general": [tasks[1] | {"limit": 1}]})
+    first, second = load_questions(section)
+    assert (first.id, first.type, first.task) == ("table 0/q", "table 0: island", "table 0")
+    assert second.id.startswith("table 1/")
 
 
 def test_duplicate_ids_are_marked(tmp_path):

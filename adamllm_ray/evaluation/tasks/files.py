@@ -1,0 +1,230 @@
+"""Rows of a task's files, one dictionary each: Parquet, JSONL, or a folder that ``datasets``' save_to_disk wrote.
+
+    source = TaskSource("evaluation.tasks.0", "/data/slake", split=None, s3=S3Section())
+    for row in source.rows(): ...
+
+A file that cannot be read at all is a SourceError that names the field. A row that cannot, such as a broken JSON line,
+is ``{PROBLEM: why}``. Nothing is unpickled, and images are read from the folder of the files and nowhere else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from adamllm_ray.config import ImageLimits, S3Section
+from adamllm_ray.data import storage
+from adamllm_ray.data.sources import table
+from adamllm_ray.data.sources.folder import ImageFolder
+from adamllm_ray.data.sources.places import files_digest, unreachable
+from adamllm_ray.errors import SourceError
+
+Row = dict[str, Any]
+
+PROBLEM = "_problem"  # key of what is wrong with a row that could not be read
+SUFFIXES = (".parquet", ".pq", ".jsonl")
+MAX_LINE_BYTES = 64 << 20
+WHOLE_FILE_BYTES = 64 << 20
+_FILE_MAGIC = b"ARROW1"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSource:
+    """Where the rows of one task are.
+
+    Attributes:
+        field: of the configuration, for messages.
+        path: a file or a folder, local or ``s3://``.
+        split: of a folder with several splits.
+        names: what a benchmark's folder is called in its release, tried before ``split`` is asked for.
+        limits: how large an image file may be.
+    """
+
+    field: str
+    path: str
+    split: str | None = None
+    names: tuple[str, ...] = ()
+    s3: S3Section | None = None
+    limits: ImageLimits = ImageLimits()
+
+    def rows(self, columns: tuple[str, ...] | None = None) -> Iterator[Row]:
+        """Every row, files in the order of their names; only these columns if given.
+
+        Raises:
+            SourceError: there is nothing, or it is not readable.
+        """
+        for file in self.files():
+            yield from self._rows(file, columns)
+
+    def columns(self) -> list[str] | None:
+        """Names of the columns of the first file; None where rows need not be alike (JSONL)."""
+        first = self.files()[0]
+        if first.path.endswith(".jsonl"):
+            return None
+        with self._errors(), first.fs.open_input_file(first.path) as file, table.opening(first.uri):
+            schema: pa.Schema = (
+                _arrow(file).schema if first.path.endswith(".arrow") else pq.ParquetFile(file).schema_arrow
+            )
+        return list(schema.names)
+
+    def images(self) -> ImageFolder:
+        """The folder that image paths are relative to: the one that the files are in."""
+        return ImageFolder(self.files()[0].uri.rpartition("/")[0] or "/", self.limits.max_bytes, self.s3)
+
+    def beside(self, name: str) -> bytes | None:
+        """Content of a small file in the folder of the data or in one of the two above; None if there is none."""
+        place = self.files()[0]
+        with self._errors():
+            for _ in range(3):
+                place = _parent(place)
+                found = storage.read_small(place.child(name)) if place.path.strip("/") else None
+                if found is not None:
+                    return found
+        return None
+
+    def digest(self) -> str:
+        """Hex digest over all files: the content of small ones, sizes and both ends of large ones."""
+        found = self.files()
+        with self._errors():
+            sizes = [info.size for info in found[0].fs.get_file_info([file.path for file in found])]
+            whole = [storage.sha256(file) for file, size in zip(found, sizes, strict=True) if size <= WHOLE_FILE_BYTES]
+        ends = [(file, file.path, size) for file, size in zip(found, sizes, strict=True) if size > WHOLE_FILE_BYTES]
+        return hashlib.sha256(json.dumps([whole, files_digest(ends)]).encode()).hexdigest()
+
+    def files(self) -> list[storage.Location]:
+        """The files, in the order of their rows. Raises SourceError when there are none."""
+        place = storage.resolve(self.path, self.s3)
+        with self._errors():
+            kind = place.fs.get_file_info(place.path).type
+            if kind == pafs.FileType.NotFound:
+                raise SourceError(f"{self.field}: {self.path} does not exist")
+            if kind == pafs.FileType.File:
+                if not self.path.endswith(SUFFIXES):
+                    raise SourceError(
+                        f"{self.field}: {self.path} is neither a .parquet nor a .jsonl file, nor a folder, nor the "
+                        "word 'pocket'"
+                    )
+                return [place]
+            return self._folder(place)
+
+    def _folder(self, place: storage.Location) -> list[storage.Location]:
+        """Files of a folder: a saved data set, one of its splits, or Parquet files."""
+        wanted = self.split or "test"
+        found = [name for name, _ in storage.list_files(place)]
+        for step in (*self.names, wanted):
+            inside = [name[len(step) + 1 :] for name in found if name.startswith(f"{step}/")]
+            if inside:
+                place, found = place.child(step), inside
+        saved = sorted(name.removesuffix("state.json") for name in found if f"/{name}".endswith("/state.json"))
+        if len(saved) == 1:
+            return self._arrow_files(place.child(saved[0].rstrip("/")) if saved[0] else place)
+        tables = [name for name in found if name.endswith(SUFFIXES)]
+        of_split = [name for name in tables if name.rpartition("/")[2].startswith(f"{wanted}-")]
+        if not tables or (self.split and not of_split and not place.path.endswith(f"/{self.split}")):
+            heads = ", ".join(sorted({name.partition("/")[0] for name in found})[:20]) or "nothing"
+            raise SourceError(
+                f"{self.field}: {place.uri} holds no '{wanted}' split that could be read, but {heads}; name the folder "
+                "of one saved data set or of Parquet files as path, or one of its splits as split"
+            )
+        return [place.child(name) for name in of_split or tables]
+
+    def _arrow_files(self, place: storage.Location) -> list[storage.Location]:
+        """Arrow files in the order of ``state.json``, which is the order of the rows."""
+        state = _json(place.child("state.json"))
+        entries = state.get("_data_files") if isinstance(state, dict) else None
+        names = [one.get("filename") for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+        if not names or not all(isinstance(name, str) and name and "/" not in name for name in names):
+            raise SourceError(f"{self.field}: {place.uri}/state.json names no data files in its folder")
+        if state.get("_indices_data_files"):
+            raise SourceError(f"{self.field}: {place.uri} holds a selection of rows; save it after flatten_indices()")
+        return [place.child(str(name)) for name in names]
+
+    def _rows(self, file: storage.Location, columns: tuple[str, ...] | None) -> Iterator[Row]:
+        if file.path.endswith(".jsonl"):
+            with self._errors(), file.fs.open_input_stream(file.path) as raw:
+                yield from map(_json_row, self._lines(raw))
+            return
+        with self._errors(), file.fs.open_input_file(file.path) as raw:
+            batches = (
+                _arrow_batches(raw, file) if file.path.endswith(".arrow") else _parquet_batches(raw, file, columns)
+            )
+            for batch in batches:
+                there = [name for name in columns or batch.schema.names if name in batch.schema.names]
+                yield from table.rows(batch.select(there))
+
+    def _lines(self, raw: Any) -> Iterator[bytes]:
+        rest = b""
+        while chunk := raw.read(1 << 20):
+            *whole, rest = (rest + chunk).split(b"\n")
+            yield from (line for line in whole if line.strip())
+            if len(rest) > MAX_LINE_BYTES:
+                raise SourceError(f"{self.field}: a line is longer than {MAX_LINE_BYTES} bytes; this is not JSONL")
+        if rest.strip():
+            yield rest
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """I/O errors of the block become a SourceError with field and path, or a StorageError when S3 is in trouble."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            stored = self.path.startswith("s3://") and isinstance(error, OSError)
+            if stored and not isinstance(error, FileNotFoundError):
+                raise unreachable(error, f"{self.path} ({self.field})") from error
+            raise SourceError(f"{self.field}: cannot read {self.path}: {error}") from error
+
+
+def _json_row(line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {PROBLEM: f"not JSON: {error}"}
+    return row if isinstance(row, dict) else {PROBLEM: "the line is not a JSON object"}
+
+
+def _parquet_batches(raw: Any, file: storage.Location, columns: tuple[str, ...] | None) -> Iterator[pa.RecordBatch]:
+    with table.opening(file.uri):
+        parquet = pq.ParquetFile(raw)
+    table.refuse_pickles(parquet.schema_arrow, file.uri)
+    wanted = None if columns is None else [name for name in columns if name in parquet.schema_arrow.names]
+    yield from parquet.iter_batches(batch_size=table.BATCH_ROWS, columns=wanted)
+
+
+def _arrow_batches(raw: Any, file: storage.Location) -> Iterator[pa.RecordBatch]:
+    with table.opening(file.uri):
+        reader = _arrow(raw)
+    table.refuse_pickles(reader.schema, file.uri)
+    streamed = isinstance(reader, pa.ipc.RecordBatchStreamReader)
+    for batch in reader if streamed else map(reader.get_batch, range(reader.num_record_batches)):
+        batch.validate(full=True)  # offsets that lead outside the buffers would read foreign memory
+        yield batch
+
+
+def _arrow(raw: Any) -> Any:
+    """A reader of an Arrow stream, or of the file format."""
+    in_file_format = raw.read(len(_FILE_MAGIC)) == _FILE_MAGIC
+    raw.seek(0)
+    return pa.ipc.open_file(raw) if in_file_format else pa.ipc.open_stream(raw)
+
+
+def _json(place: storage.Location) -> Any:
+    text = storage.read_small(place)
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _parent(place: storage.Location) -> storage.Location:
+    def up(path: str) -> str:
+        return path.rpartition("/")[0]
+
+    return storage.Location(place.fs, up(place.path), up(place.uri), place.local, place.s3 or S3Section())

@@ -1,0 +1,357 @@
+"""Training data that are also in an evaluation set: images by bytes and by perceptual hash, questions by their words.
+
+    sets = EvaluationSets.load(config)
+    find_contamination(config, run, sets)        # -> quality/contamination.parquet and .json, or what is there already
+
+Every usable record is compared (its caption trains), and the replay sources with it; the question of a record counts
+where its task is kept. Four kinds of match are told apart: ``image`` (the same bytes), ``near_image``, ``question``
+(the same words) and ``near_question``. A question alone proves little: many people ask whether the heart is enlarged.
+A record that shares its image *and* what is asked about that image, exactly or nearly, is the grave case: a ``pair``.
+
+What ``contamination.exclude`` names does not train: the catalog of the training stage gives such records the verdict
+``contaminated``. Images are decoded by threads as they stream by; the sets are held as hashes and texts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from adamllm_ray import progress
+from adamllm_ray.config import AskedTask, ContaminationSection, ImageLimits, RunConfig
+from adamllm_ray.data import images, storage
+from adamllm_ray.data.duplicates import NearHashes, perceptual_hash
+from adamllm_ray.data.manifest import code_version
+from adamllm_ray.data.run import RunFolder, StageFolder
+from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.errors import ConfigError, ImageRefused
+from adamllm_ray.evaluation.tasks import Question, task_questions
+from adamllm_ray.quality.questions import KnownQuestions, normal
+
+FOUND, SUMMARY = "quality/contamination.parquet", "quality/contamination.json"
+ROWS_AT_ONCE = 128  # rows with their images, of a file that is read
+WRITTEN_AT_ONCE = 8192
+EXAMPLES = 12
+COLUMNS = ["id", "image", "instruction", "turns", "verdict", "task_verdict"]
+
+SCHEMA = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),  # "" for the run's own records, else a replay source
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("image_match", pa.string()),  # "image" | "near_image"
+        pa.field("image_set", pa.string()),  # the evaluation set, and the question whose image it is
+        pa.field("image_question", pa.string()),
+        pa.field("image_bits", pa.int32()),  # of 64 in which the perceptual hashes differ
+        pa.field("question_match", pa.string()),  # "question" | "near_question"
+        pa.field("question_set", pa.string()),
+        pa.field("question_id", pa.string()),
+        pa.field("similarity", pa.float32()),
+        pa.field("pair", pa.bool_()),  # its question is one that is asked about the very image that it repeats
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is kept of a record's image: a digest of its bytes and, if it could be decoded, its perceptual hash."""
+
+    digest: bytes
+    perceptual: int | None
+
+
+def look_at(image: bytes | None, limits: ImageLimits, *, perceptual: bool) -> Seen | None:
+    """Hashes of an encoded image; None where there is none."""
+    if not image:
+        return None
+    digest = hashlib.blake2b(image, digest_size=16).digest()
+    if not perceptual:
+        return Seen(digest, None)
+    try:
+        return Seen(digest, perceptual_hash(images.decode(image, limits)))
+    except ImageRefused:
+        return Seen(digest, None)
+
+
+Where = tuple[str, str]  # evaluation set, question id
+
+
+@dataclass
+class EvaluationSets:
+    """All questions that a model of this run may be asked, as hashes and texts.
+
+    Attributes:
+        names: of the sets, each with {questions, images, unusable}.
+        identity: digest of everything in them.
+    """
+
+    section: ContaminationSection
+    limits: ImageLimits
+    names: dict[str, dict[str, int]] = field(default_factory=dict)
+    _exact: dict[bytes, Where] = field(default_factory=dict)
+    _asked: dict[bytes, list[str]] = field(default_factory=dict)  # about each image
+    _hashes: NearHashes | None = None
+    _numbered: list[bytes] = field(default_factory=list)
+    _known: KnownQuestions[Where] | None = None
+    _digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
+
+    @classmethod
+    def load(cls, config: RunConfig) -> EvaluationSets:
+        """Every task of the evaluation and of ``contamination.against``, whole, whatever their limits say.
+
+        Raises:
+            SourceError: one of them cannot be read.
+        """
+        sets = cls(config.contamination, config.data.images)
+        limits, s3 = config.data.images, config.data.s3
+        sets.fill((asked.task.name, task_questions(asked, s3, limits)) for asked in evaluation_tasks(config))
+        return sets
+
+    def fill(self, sets: Iterable[tuple[str, Iterable[Question]]]) -> None:
+        """Add the questions of some sets."""
+        distance, texts = self.section.near_images, []
+        self._hashes = None if distance is None else NearHashes(distance)
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for name, questions in sets:
+                counts = self.names.setdefault(name, {"questions": 0, "images": 0, "unusable": 0})
+                for group in _chunks(questions, ROWS_AT_ONCE):
+                    seen = pool.map(lambda one: look_at(one.image, self.limits, perceptual=distance is not None), group)
+                    for question, image in zip(group, seen, strict=True):
+                        counts["questions" if question.verdict is Verdict.OK else "unusable"] += 1
+                        counts["images"] += self._add_image((name, question.id), image)
+                        if image is not None:
+                            self._asked.setdefault(image.digest, []).append(question.question)
+                        texts.append(((name, question.id), question.question))
+                        self._digest.update(normal(question.question).encode() + b"\0")
+        self._known = KnownQuestions(texts, self.section.near_questions)
+
+    def __len__(self) -> int:
+        return sum(counts["questions"] for counts in self.names.values())
+
+    @property
+    def identity(self) -> str:
+        """Hex digest of names, images and questions."""
+        return hashlib.blake2b(self._digest.digest() + json.dumps(self.names).encode(), digest_size=16).hexdigest()
+
+    def match(self, image: Seen | None, questions: Sequence[str]) -> dict[str, Any]:
+        """Columns of SCHEMA that say what a record repeats; empty when nothing."""
+        found = self._image(image)
+        if found is None:
+            return self._question(questions)
+        digest, columns = found
+        here = KnownQuestions([(0, text) for text in self._asked[digest]], self.section.near_questions)
+        pair = any(here.find(text) for text in questions)
+        return columns | self._question(questions) | {"pair": pair}
+
+    def _add_image(self, where: Where, image: Seen | None) -> bool:
+        """Whether it is a new one."""
+        if image is None or image.digest in self._exact:
+            return False
+        self._exact[image.digest] = where
+        self._digest.update(image.digest)
+        if self._hashes is not None and image.perceptual is not None:
+            self._hashes.add(image.perceptual, len(self._numbered).to_bytes(16, "little"))
+            self._numbered.append(image.digest)
+        return True
+
+    def _image(self, image: Seen | None) -> tuple[bytes, dict[str, Any]] | None:
+        """Digest of the image that this one repeats, and the columns that say so."""
+        if image is None:
+            return None
+        if image.digest in self._exact:
+            return image.digest, _image_columns("image", self._exact[image.digest], 0)
+        if self._hashes is None or image.perceptual is None:
+            return None
+        found = self._hashes.nearest(image.perceptual)
+        if found is None:
+            return None
+        digest = self._numbered[int.from_bytes(found[1], "little")]
+        return digest, _image_columns("near_image", self._exact[digest], found[0])
+
+    def _question(self, questions: Sequence[str]) -> dict[str, Any]:
+        found = [hit for text in questions if self._known is not None and (hit := self._known.find(text))]
+        if not found:
+            return {}
+        best = max(found, key=lambda hit: hit.similarity)
+        kind = "question" if best.exact else "near_question"
+        name, question = best.key
+        columns = {"question_match": kind, "question_set": name, "question_id": question}
+        return columns | {"similarity": best.similarity}
+
+
+def _image_columns(kind: str, where: Where, bits: int) -> dict[str, Any]:
+    return {"image_match": kind, "image_set": where[0], "image_question": where[1], "image_bits": bits}
+
+
+def evaluation_tasks(config: RunConfig) -> list[AskedTask]:
+    """What a model of this run is asked, and what it may be asked later; each set once."""
+    more = [
+        AskedTask(f"contamination.against.{number}", task, False)
+        for number, task in enumerate(config.contamination.against)
+    ]
+    found = {(asked.task.name, asked.task.path): asked for asked in [*more, *config.evaluation.asked]}
+    return list(found.values())
+
+
+def find_contamination(config: RunConfig, run: RunFolder, sets: EvaluationSets) -> dict[str, Any]:
+    """Compare everything that may train with the evaluation sets, once. Returns the summary (see `_Books.summary`).
+
+    Raises:
+        ConfigError: synthesis is not finished.
+        StorageError: the run folder cannot be read or written.
+    """
+    synthesized = run.stage("synthesize").manifest()
+    if synthesized is None:
+        raise ConfigError(f"{run.uri} has no finished synthesis to judge; run `adamllm synthesize` first")
+    replay = replay_files(run.stage("train"))
+    section = config.contamination.model_dump(mode="json", include={"near_images", "near_questions"})
+    made_from = {
+        "synthesize": synthesized.identity,
+        "sets": sets.identity,
+        "replay": {name: size for name, (_, size) in replay.items()},
+        "images": config.data.images.model_dump(mode="json"),
+        "code": code_version(__name__, "adamllm_ray.quality.questions", "adamllm_ray.data.duplicates"),
+    }
+    made_from |= section
+    found = read_summary(run)
+    if found is not None and found["made_from"] == made_from:
+        return found
+    books = _Books()
+    sources = {"": run.stage("synthesize").parquet_files()} | {name: [path] for name, (path, _) in replay.items()}
+    with progress.task("contamination", synthesized.rows_in) as bar:
+        _write(run, books.watched(_matches(run, sources, sets), bar))
+    summary = {"made_from": made_from} | books.summary(sets)
+    run.write(SUMMARY, json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def read_summary(run: RunFolder) -> dict[str, Any] | None:
+    """What `find_contamination` found last; None when it has not run."""
+    text = run.read(SUMMARY)
+    return None if text is None else json.loads(text)
+
+
+def contaminated_ids(run: RunFolder, kinds: Sequence[str]) -> dict[str, pa.LargeStringArray]:
+    """Ids by source ("" for the run's own records) of what repeats an evaluation set in one of these ways."""
+    place = run.place.child(FOUND)
+    with storage.storage_errors("read what is contaminated", place.uri):
+        table = pq.read_table(
+            place.path, columns=["source", "id", "image_match", "question_match", "pair"], filesystem=place.fs
+        )
+    wanted = pa.array(list(kinds), pa.string())
+    hit = pc.or_(pc.is_in(table["image_match"], wanted), pc.is_in(table["question_match"], wanted))
+    if "pair" in kinds:
+        hit = pc.or_(hit, pc.fill_null(table["pair"], False))
+    table = table.filter(hit)
+    names = table["source"].unique().to_pylist()
+    return {
+        name: table.filter(pc.equal(table["source"], name))["id"].cast(pa.large_string()).combine_chunks()
+        for name in names
+    }
+
+
+def replay_files(stage: StageFolder) -> dict[str, tuple[str, int]]:
+    """{name: (path inside the file system, bytes)} of the replay sources that the training stage has copied."""
+    folder = stage.place.child("replay")
+    return {
+        name.removesuffix(".parquet"): (folder.child(name).path, size)
+        for name, size in storage.list_files(folder)
+        if name.endswith(".parquet")
+    }
+
+
+def _matches(run: RunFolder, sources: dict[str, list[str]], sets: EvaluationSets) -> Iterator[dict[str, Any]]:
+    """For every record that may train: its source and id, and what it repeats."""
+    near = sets.section.near_images is not None
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for source, files in sources.items():
+            for rows in _usable(run, files):
+                seen = pool.map(lambda row: look_at(row["image"], sets.limits, perceptual=near), rows)
+                for row, image in zip(rows, seen, strict=True):
+                    yield {"source": source, "id": row["id"]} | sets.match(image, _asked(row))
+
+
+def _usable(run: RunFolder, files: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+    """Rows that may train, some at a time; a file is read in its own order."""
+    for path in files:
+        with storage.storage_errors("read the records", path), run.fs.open_input_file(path) as source:
+            parquet = pq.ParquetFile(source)
+            names = [name for name in COLUMNS if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(ROWS_AT_ONCE, columns=names):
+                yield [row for row in batch.to_pylist() if row["verdict"] == Verdict.OK]
+
+
+def _asked(row: dict[str, Any]) -> list[str]:
+    """The questions that a record trains on."""
+    if row.get("turns") is not None:
+        return [text for role, text in json.loads(row["turns"]) if role == "user"]
+    return [row["instruction"]] if row.get("task_verdict") == Verdict.KEPT else []
+
+
+def _write(run: RunFolder, rows: Iterable[dict[str, Any]]) -> None:
+    place = run.place.child(FOUND)
+    storage.make_folder(run.place.child("quality"))
+    empty = dict.fromkeys(SCHEMA.names)
+    with (
+        storage.storage_errors("write what is contaminated", place.uri),
+        place.fs.open_output_stream(place.path) as sink,
+    ):
+        writer = pq.ParquetWriter(sink, SCHEMA)
+        for group in _chunks(rows, WRITTEN_AT_ONCE):
+            writer.write_table(pa.Table.from_pylist([empty | row for row in group], SCHEMA))
+        writer.close()
+
+
+class _Books:
+    """Counts of what streams by."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.counts: Counter[str] = Counter()
+        self.by_set: dict[str, Counter[str]] = {}
+        self.examples: list[dict[str, Any]] = []
+
+    def watched(self, rows: Iterable[dict[str, Any]], bar: Any) -> Iterator[dict[str, Any]]:
+        """Those of the rows that repeat something."""
+        for row in rows:
+            self.rows += 1
+            if self.rows % ROWS_AT_ONCE == 0:
+                bar.update(self.rows)
+            if len(row) > 2:
+                self._count(row)
+                yield row
+
+    def _count(self, row: dict[str, Any]) -> None:
+        image, question = row.get("image_match"), row.get("question_match")
+        kinds = [kind for kind in (image, question, "pair" if row.get("pair") else None) if kind]
+        self.counts.update([*kinds, "any"])
+        for kind in kinds:
+            name = row["image_set"] if kind in ("image", "near_image", "pair") else row["question_set"]
+            self.by_set.setdefault(name, Counter())[kind] += 1
+        if image and len(self.examples) < EXAMPLES:
+            self.examples.append(row)
+
+    def summary(self, sets: EvaluationSets) -> dict[str, Any]:
+        """{rows, counts, sets: {name: {questions, images, unusable, counts}}, examples}; counts per kind of match."""
+        found = {name: counts | {"counts": dict(self.by_set.get(name, {}))} for name, counts in sets.names.items()}
+        return {"rows": self.rows, "counts": dict(self.counts), "sets": found, "examples": self.examples}
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group

@@ -1,0 +1,123 @@
+"""The evaluation's scores -> tables for the page: base, adapted, ablations, their difference and the baselines.
+
+The layout of scores is described in `evaluation.scores`. Beside the scores themselves, the evaluation may give the
+same layout under the published metrics (``paper``) and for the general task set of the forgetting check (``general``),
+and a description of each task (``tasks``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MODELS = ("base", "adapted")
+FIRST = ("protocol", "split", "rows", "n", "unusable")  # columns of the tasks, before whatever else is said of them
+TITLES = {
+    "strict": "Scores",
+    "paper": "The same answers under the published metrics",
+    "general": "General tasks: what was forgotten",
+}
+NOTES = {
+    "strict": "An answer that cannot be read counts as wrong; nothing is guessed.",
+    "paper": "As the paper's code scores them, its quirks included: for comparison with published tables.",
+    "general": "Questions from outside the domain. A negative difference is what the adaptation cost.",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One question type, or all of them. Cells are None where a model was not asked."""
+
+    label: str
+    n: int
+    cells: list[Mapping[str, Any] | None]
+    difference: Mapping[str, Any]
+    baselines: list[float | None]
+    unparsable: list[int]
+    total: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """One table; ``models`` are the columns of ``cells``."""
+
+    key: str
+    title: str
+    note: str
+    scores: Mapping[str, Any]
+    models: list[str]
+    rows: list[ScoreRow]
+
+
+def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any]) -> list[ScoreTable]:
+    """The tables that there are scores for. ``ablations``: name -> scores of another run."""
+    if not scores:
+        return []
+    found = [("strict", scores), *((key, scores[key]) for key in ("paper", "general") if scores.get(key))]
+    if not _published(scores):
+        found = [(key, each) for key, each in found if key != "paper"]
+    tables = []
+    for key, each in found:
+        if each["models"]["base"]["overall"]:
+            others = {name: other if key == "strict" else other.get(key) for name, other in ablations.items()}
+            tables.append(_table(key, each, {name: other for name, other in others.items() if other}))
+    return tables
+
+
+def _published(scores: Mapping[str, Any]) -> bool:
+    """Whether the published metrics have something to say: a published benchmark was asked, or they differ."""
+    tasks: Mapping[str, Any] = scores.get("tasks") or {}
+    return any("paper_rows" in task for task in tasks.values()) or (
+        (scores.get("paper") or scores)["models"] != scores["models"]
+    )
+
+
+def task_rows(scores: Mapping[str, Any] | None) -> tuple[list[str], list[list[Any]]]:
+    """(columns, rows) of what was asked: protocol, split, denominator and what else is said of each task."""
+    tasks: Mapping[str, Mapping[str, Any]] = (scores or {}).get("tasks") or {}
+    plain = {
+        name: {
+            key: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+            for key, value in item.items()
+            if isinstance(value, str | int | float) and (key, value) != ("title", name)
+        }
+        for name, item in tasks.items()
+    }
+    there = dict.fromkeys(key for item in plain.values() for key in item)
+    columns = [*(key for key in FIRST if key in there), *(key for key in there if key not in FIRST)]
+    return ["task", *columns], [[name, *(item.get(key, "") for key in columns)] for name, item in plain.items()]
+
+
+def _table(key: str, scores: Mapping[str, Any], ablations: Mapping[str, Any]) -> ScoreTable:
+    models = {name: scores["models"][name] for name in MODELS}
+    models |= {name: item for name, item in scores["models"].items() if name not in MODELS}
+    models |= {name: item["models"]["adapted"] for name, item in ablations.items()}
+    rows = [_row(name.replace("_", " "), scores, models, ("types", name)) for name in scores["types"]]
+    rows.append(_row("all questions", scores, models, ("overall",), total=True))
+    rows.append(_row("mean over types", scores, models, ("average",)))
+    return ScoreTable(key, TITLES[key], NOTES[key], scores, list(models), rows)
+
+
+def _row(
+    label: str, scores: Mapping[str, Any], models: Mapping[str, Any], path: tuple[str, ...], *, total: bool = False
+) -> ScoreRow:
+    cells = [_at(item, path) for item in models.values()]
+    base, adapted = cells[:2]
+    assert base is not None  # the table is made where the base model has scores
+    same = [cell if cell is not None and cell["n"] == base["n"] else None for cell in cells]
+    return ScoreRow(
+        label=label,
+        n=base["n"],
+        cells=same,
+        difference=_at(scores["difference"], path) or {},
+        baselines=[_at(item, path) for item in scores.get("baselines", {}).values()],
+        unparsable=[cell.get("unparsable", 0) for cell in (base, adapted) if cell is not None],
+        total=total,
+    )
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree

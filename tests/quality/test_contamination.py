@@ -1,0 +1,135 @@
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from adamllm_ray.config import parse_config
+from adamllm_ray.errors import ConfigError
+from adamllm_ray.quality.contamination import (
+    FOUND,
+    SUMMARY,
+    EvaluationSets,
+    contaminated_ids,
+    find_contamination,
+    look_at,
+    read_summary,
+)
+from adamllm_ray.training.catalog import REPLAY_SCHEMA, replay_row
+from tests.quality.conftest import finish, picture, task
+
+
+def _questions(path, rows):
+    table = [{"id": f"q{n}", "image": image, "question": text, "answer": "x"} for n, (image, text) in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(table), path)
+    return str(path)
+
+
+@pytest.fixture
+def leaky(config, run, tmp_path):
+    """Ten records; of the two evaluation sets one holds copies of some of them."""
+    rows = [task(i) for i in range(8)]
+    rows.append(task(8, task_verdict="judged_open"))
+    rows.append(task(9, verdict="image_truncated", task_verdict="not_synthesized"))
+    finish(run, "synthesize", rows, {"kept": 8, "judged_open": 1, "not_synthesized": 1})
+    domain = _questions(
+        tmp_path / "domain.parquet",
+        [
+            (rows[0]["image"], "Is it night?"),  # record 0: the image
+            (
+                picture(1, "JPEG", quality=80),
+                rows[1]["instruction"].upper(),
+            ),  # record 1: nearly the image, the question
+            (picture(2, "PNG", side=64), "Is it day?"),  # record 2: nearly the image
+            (picture(100), "How many waves are in the picture 3?"),  # record 3: nearly the question
+            (rows[8]["image"], rows[8]["instruction"]),  # record 8: the image; its task is not kept
+            (rows[9]["image"], "Is it dusk?"),  # record 9 cannot train
+        ],
+    )
+    other = _questions(tmp_path / "other.parquet", [(picture(200), rows[4]["instruction"]), (b"no image", "Is it?")])
+    settings = config.model_dump(mode="json")
+    settings["evaluation"]["tasks"] = [{"name": "domain", "path": domain, "limit": 1}]
+    settings["contamination"] = {
+        "against": [{"name": "other", "path": other}],
+        "near_questions": 0.7,
+        "exclude": ["image", "near_image"],
+    }
+    return parse_config(settings)
+
+
+def _number(id):
+    return int(id, 16)
+
+
+def test_images_and_questions_are_found_again(leaky, run):
+    summary = find_contamination(leaky, run, EvaluationSets.load(leaky))
+    rows = {_number(row["id"]): row for row in pq.read_table(f"{run.root}/{FOUND}").to_pylist()}
+    images = {n: (row["image_match"], row["image_question"]) for n, row in rows.items() if row["image_match"]}
+    assert images == {0: ("image", "q0"), 1: ("near_image", "q1"), 2: ("near_image", "q2"), 8: ("image", "q4")}
+    questions = {n: row["question_match"] for n, row in rows.items() if row["question_match"]}
+    assert questions[1] == questions[4] == "question"
+    assert questions[3] == "near_question"
+    assert 8 not in questions
+    assert summary["rows"] == 9
+    assert summary["counts"]["pair"] == 1  # record 1: others share an image and, elsewhere, a question
+    assert [n for n, row in rows.items() if row["pair"]] == [1]
+    domain, other = summary["sets"]["domain"], summary["sets"]["other"]
+    assert (domain["questions"], domain["images"], domain["counts"]["near_image"]) == (6, 6, 2)
+    assert other["counts"]["question"] == 1
+    assert [row["image_match"] for row in summary["examples"]] == ["image", "near_image", "near_image", "image"]
+
+
+def test_kinds_are_chosen(leaky, run):
+    find_contamination(leaky, run, EvaluationSets.load(leaky))
+    for kinds, expected in [
+        (["image"], {0, 8}),
+        (["near_image"], {1, 2}),
+        (["image", "question"], {0, 1, 4, 8}),
+        (["pair"], {1}),
+    ]:
+        assert {_number(id) for id in contaminated_ids(run, kinds)[""].to_pylist()} == expected
+    assert contaminated_ids(run, []) == {}
+
+
+def test_it_is_done_once_and_again_when_something_changed(leaky, run, monkeypatch):
+    sets = EvaluationSets.load(leaky)
+    first = find_contamination(leaky, run, sets)
+    monkeypatch.setattr("adamllm_ray.quality.contamination._write", None)
+    assert find_contamination(leaky, run, EvaluationSets.load(leaky)) == first == read_summary(run)
+    monkeypatch.undo()
+    fewer = leaky.model_copy(update={"contamination": leaky.contamination.model_copy(update={"near_images": None})})
+    second = find_contamination(fewer, run, EvaluationSets.load(fewer))
+    assert "near_image" not in second["counts"]
+    assert json.loads(run.read(SUMMARY)) == second
+
+
+def test_replay_sources_are_compared_as_well(leaky, run):
+    turns = [("user", "Is it night?"), ("assistant", "no")]
+    rows = [replay_row("a" * 32, picture(0), turns, 96, 96), replay_row("b" * 32, None, [("user", "Why?")])]
+    folder = run.stage("train").place.child("replay")
+    run.fs.create_dir(folder.path, recursive=True)
+    pq.write_table(pa.Table.from_pylist(rows, REPLAY_SCHEMA), f"{folder.path}/general.parquet")
+    find_contamination(leaky, run, EvaluationSets.load(leaky))
+    assert contaminated_ids(run, ["image"])["general"].to_pylist() == ["a" * 32]
+
+
+def test_exact_only(leaky):
+    section = leaky.contamination.model_copy(update={"near_images": None, "near_questions": None})
+    sets = EvaluationSets.load(leaky.model_copy(update={"contamination": section}))
+    seen = look_at(picture(2, "PNG"), leaky.data.images, perceptual=False)
+    assert sets.match(seen, ["How many waves are in picture 3?"]) == {}
+    assert sets.match(None, ["is it NIGHT"])["question_match"] == "question"
+
+
+def test_names_order_and_content_are_the_identity_of_the_sets(leaky, tmp_path):
+    first = EvaluationSets.load(leaky).identity
+    assert EvaluationSets.load(leaky).identity == first
+    _questions(tmp_path / "other.parquet", [(picture(200), "Is it something else?")])
+    assert EvaluationSets.load(leaky).identity != first
+
+
+def test_without_a_synthesis_there_is_nothing_to_compare(leaky, tmp_path):
+    from adamllm_ray.data.run import RunFolder
+
+    with pytest.raises(ConfigError, match="no finished synthesis"):
+        find_contamination(leaky, RunFolder(str(tmp_path / "nothing")), EvaluationSets.load(leaky))
