@@ -74,7 +74,6 @@ def test_verbs_of_the_command_line():
 
 TESTED_WITH_A_NEIGHBOUR = {
     "config/data.py": "test_config.py",
-    "config/evaluation.py": "test_config.py",
     "config/engine.py": "synthesis/test_placement.py",
     "config/fields.py": "test_config.py",
     "config/mixture.py": "test_config.py",
