@@ -123,7 +123,7 @@ class TransformersEngine:
 
     def _placed(self, tensor: Any) -> Any:
         """On the model's device; pixels in its precision, too."""
-        return tensor.to(self._device, self._model.dtype if tensor.is_floating_point() else None)
+        return tensor.to(device=self._device, dtype=self._model.dtype if tensor.is_floating_point() else tensor.dtype)
 
     def _positions(self) -> int:
         """Tokens that the model was made for."""
