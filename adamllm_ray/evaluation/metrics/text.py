@@ -84,7 +84,6 @@ class Vocabulary:
 
     def __init__(self, names: Sequence[str], *, loose: bool) -> None:
         self._loose = loose
-        self.size = len(names)
         folded = [(self._fold(name), number) for number, name in enumerate(names)]
         ending = "(?:e?s)?" if loose else ""
         self._names = [
