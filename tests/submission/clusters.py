@@ -94,7 +94,12 @@ class Cluster:
             return error.code
 
     def lose(self, node: int) -> None:
-        """SIGKILL to everything of a node at one blow: `ray start`, its raylet and all workers."""
+        """SIGKILL to everything of a node at one blow: `ray start`, its raylet and all workers.
+
+        With a network its cable is pulled before: like a machine without power it does not even refuse a connection.
+        """
+        if self.network:
+            self.network.cut(f"node{node}")
         slay(family_of(self.nodes[node].pid))
         self.nodes[node].wait()
 
@@ -112,8 +117,9 @@ class Cluster:
             command = [*self.network.inside(name), *command]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` of an entry point is this one
         environment = os.environ | self.credentials | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        # ten seconds: longer than Ray by itself goes on asking the replicas of a lost node
-        environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10"}
+        # 10 s where connections are refused, longer than Ray by itself asks a lost node's replicas; 20 s in silence
+        checks = {"period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "10"}
+        environment |= {f"RAY_health_check_{name}": value for name, value in checks.items()}
         self.logs.append(self.folder / f"{name}.log")
         with self.logs[-1].open("wb") as log:
             made = subprocess.Popen(

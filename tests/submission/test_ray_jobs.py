@@ -10,8 +10,11 @@ Rows doubled: 0. Planted keys appear nowhere.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import pytest
 
 from adamllm_ray.data.verify import verify
 from adamllm_ray.exits import DONE, RESUMABLE, WRONG
-from tests.submission.clusters import Cluster, running
+from tests.submission.clusters import ROOT, Cluster, running
 from tests.submission.networks import refusal
 from tests.submission.submitting import PATIENCE_S, Submission, World
 from tests.submission.submitting import world as make_world
@@ -185,6 +188,23 @@ def test_the_pipeline_does_nothing_again(world, second):
     after = world.files()
     changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert {name for name in changed if name.split("/")[0] in counts} == set()
+
+
+def test_the_entry_point_by_ray_s_own_command(world, second):
+    command = ["ray", "job", "submit", "--address", second.address, "--working-dir", "jobs", "--", "python"]
+    command[0] = str(Path(sys.executable).parent / command[0])
+    done = subprocess.run(
+        [*command, "pipeline.py", "--config", str(world.folder / "run.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | second.credentials,
+    )
+    world.outputs += [done.stdout, done.stderr]
+    assert done.returncode == DONE, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"job"'))
+    assert json.loads(line) == {"job": "pipeline", "exit_code": DONE, "counts": counts_of(world)}
 
 
 def test_planted_keys_are_nowhere(world, first, second):
