@@ -42,10 +42,14 @@ class World:
         """Start it; ``environment`` on top of what the cluster's users have."""
         return Submission(self, job, cluster, cluster.credentials | environment)
 
+    def names(self) -> list[str]:
+        """Of all files in the run folder."""
+        return [name for name, _ in storage.list_files(storage.resolve(OUTPUT))]
+
     def files(self) -> dict[str, bytes]:
         """Everything in the run folder."""
         place = storage.resolve(OUTPUT)
-        return {name: storage.read_small(place.child(name)) or b"" for name, _ in storage.list_files(place)}
+        return {name: storage.read_small(place.child(name)) or b"" for name in self.names()}
 
     def committed(self) -> int:
         """Synthesized rows that are safe."""

@@ -30,7 +30,7 @@ from tests.submission.submitting import world as make_world
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-ROWS, QUESTIONS, STEPS = 240, 24, 8
+ROWS, QUESTIONS, STEPS = 240, 24, 40
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "planted-store-key-58213", "HF_TOKEN": "hf_plantedhubtoken58213"}
 ENGINE = "{max_model_len: 512, max_num_seqs: 4, kv_cache_gib: 0.25}"
 CONFIG = f"""
@@ -39,8 +39,8 @@ data: {{format: pocket, limit: {ROWS}}}
 synthesis: {{rows_per_block: 8, max_new_tokens: 128, engine: {ENGINE}}}
 judge: {{few_shot: false, engine: {ENGINE}}}
 training:
-  {{workers: 2, max_steps: {STEPS}, global_batch: 8, micro_batch: 4, max_length: 512, precision: fp32,
-   checkpoint_every: 2}}
+  {{workers: 2, epochs: 2, max_steps: {STEPS}, global_batch: 8, micro_batch: 4, max_length: 512, precision: fp32,
+   checkpoint_every: 5}}
 evaluation: {{task: pocket, limit: {QUESTIONS}, max_new_tokens: 48, bootstrap_samples: 200, engine: {ENGINE}}}
 """
 
@@ -168,13 +168,14 @@ def test_its_nodes_have_networks_of_their_own(world, second):
 def test_training_goes_on_after_a_kill_of_its_driver(world, second):
     second.add()  # in the place of the lost node
     job = world.submit("train", second)
-    job.wait_until(lambda: any(name.endswith("/complete.json") for name in world.files()))
+    job.wait_until(lambda: any(name.endswith("/complete.json") for name in world.names()))
     kill_driver(job)
     counts = world.submit("train", second).last_line(DONE)["counts"]["train"]
     manifest = world.run.stage("train").manifest()
     assert counts["rows_in"] == counts["kept"] + counts["rejected"] + counts["failed"] == ROWS
     assert manifest.extra["steps"] == STEPS
-    assert manifest.extra["resumed"] in ([2], [4], [6])
+    (resumed,) = manifest.extra["resumed"]
+    assert 0 < resumed < STEPS
 
 
 def test_evaluation(world, second):
