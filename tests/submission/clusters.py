@@ -1,7 +1,7 @@
 """A Ray cluster as somebody would start it by hand: `ray start` for a head and worker nodes, token authentication on.
 
 A node can be lost at one blow, by SIGKILL to all its processes, and nothing else on the machine is touched (`ray stop`
-would end every Ray there is). With a `Network` each node has an address of its own, and its cable can be pulled.
+would end every Ray there is). With a `Network` each node has an address of its own.
 """
 
 from __future__ import annotations
@@ -94,12 +94,7 @@ class Cluster:
             return error.code
 
     def lose(self, node: int) -> None:
-        """SIGKILL to everything of a node at one blow: `ray start`, its raylet and all workers.
-
-        With a network its cable is pulled before: like a machine without power it does not even refuse a connection.
-        """
-        if self.network:
-            self.network.cut(f"node{node}")
+        """SIGKILL to everything of a node at one blow: `ray start`, its raylet and all workers."""
         slay(family_of(self.nodes[node].pid))
         self.nodes[node].wait()
 
@@ -117,9 +112,8 @@ class Cluster:
             command = [*self.network.inside(name), *command]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` of an entry point is this one
         environment = os.environ | self.credentials | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        # 10 s where connections are refused, longer than Ray by itself asks a lost node's replicas; 20 s in silence
-        checks = {"period_ms": "1000", "timeout_ms": "1000", "failure_threshold": "10"}
-        environment |= {f"RAY_health_check_{name}": value for name, value in checks.items()}
+        # ten seconds: longer than Ray by itself goes on asking the replicas of a lost node
+        environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10"}
         self.logs.append(self.folder / f"{name}.log")
         with self.logs[-1].open("wb") as log:
             made = subprocess.Popen(

@@ -3,7 +3,6 @@
     with network() as net:                         None where this machine does not allow it: `refusal` says why
         net.plug("head")                           -> its address
         Popen([*net.inside("head"), "ray", "start", ...])
-        net.cut("head")                            pull the cable: from now on it is silent, and hears nothing
 
 Needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) and iproute2. This machine itself has an address on the bridge and is
 reached there by all nodes; nodes reach nothing beyond it.
@@ -99,10 +98,6 @@ class Network:
     def inside(self, node: str) -> list[str]:
         """What to put before a command for it to run in the namespace, as the process that was started."""
         return ["ip", "netns", "exec", self._space(node)]
-
-    def cut(self, node: str) -> None:
-        """Pull its cable: whatever is sent either way is lost without a word."""
-        _ip(f"link set {self._cable(node)} down")
 
     def _space(self, node: str) -> str:
         return f"{self.bridge}-{node}"
