@@ -28,6 +28,14 @@ WORKER_ENV = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 
+# A machine that is lost at one blow does not say so: until its health checks have failed (15 to 65 s with Ray's
+# settings), Ray asks its replicas again and again, and each time uses up one of engine.max_retries. Ray's own pauses
+# (0.1 s, doubled, 5 s at most) have the five used up in 8 s; these last two minutes: 4, 8, 16, 32 and 60 s.
+PATIENCE_ENV = {
+    "RAY_task_actor_unavailable_retry_delay_base_ms": "4000",
+    "RAY_task_actor_unavailable_retry_max_delay_ms": "60000",
+}
+
 # Where the object store is. Not the keys to it: Ray shows a job's environment to whoever sees the cluster, so the
 # nodes have credentials of their own (a service account, a mounted secret); a local Ray inherits ours.
 STORE_ENV = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -43,7 +51,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's +15 starves the workers on a laptop that is in use
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache / "adamllm_ray" / "torch_extensions"))
-    for key, value in WORKER_ENV.items():
+    for key, value in {**WORKER_ENV, **PATIENCE_ENV}.items():
         os.environ.setdefault(key, value)
 
 

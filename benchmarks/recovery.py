@@ -21,7 +21,8 @@ import pyarrow.dataset as pads
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.models.checkpoint import resolve_model
 from benchmarks.measure import finish, say
-from tests.synthesis.deaths import SMALL, Job, raylet_of, slay, worker_nodes
+from tests.processes import raylet_of, slay
+from tests.synthesis.deaths import SMALL, Job, worker_nodes
 from tests.synthesis.fakes import circles, write_ingest
 from tests.synthesis.lives import Runs, short_folder
 

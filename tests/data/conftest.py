@@ -11,20 +11,20 @@ import pytest
 
 
 @contextmanager
-def local_bucket() -> Iterator[Any]:
-    """A bucket on a local S3 server that the environment points at."""
+def local_bucket(address: str = "127.0.0.1") -> Iterator[Any]:
+    """A bucket on a local S3 server that the environment points at. ``address``: one of this machine's."""
     import boto3
     from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
     wanted = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{address}:{port}",
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_REGION": "us-east-1",
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": f"127.0.0.1,{address}",
     }
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)

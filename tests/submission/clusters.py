@@ -1,7 +1,7 @@
 """A Ray cluster as somebody would start it by hand: `ray start` for a head and worker nodes, token authentication on.
 
-Each node is a process group of its own on this machine, so a node can be lost by SIGKILL, and nothing else on the
-machine is touched (`ray stop` would end every Ray there is).
+A node can be lost at one blow, by SIGKILL to all its processes, and nothing else on the machine is touched (`ray stop`
+would end every Ray there is). With a `Network` each node has an address of its own.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -21,8 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.processes import family_of, slay
+from tests.submission.networks import Network
+
 ROOT = Path(__file__).parents[2]
-START_S = 120.0  # of one node, on a busy machine
+START_S = 240.0  # of one node, on a busy machine
 MEMORY = str(100 << 20)
 
 
@@ -40,6 +42,7 @@ class Cluster:
     folder: Path
     workers: int = 2
     cpus: int = 4  # Ray's book-keeping: what is left after one node is lost must hold the job
+    network: Network | None = None  # without one all are on this machine's loopback
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
@@ -50,11 +53,22 @@ class Cluster:
         self.token_file.write_text(self.token)
         head = ["--head", "--num-cpus=0", f"--port={self.port}", f"--dashboard-port={self.dashboard}"]
         head += [f"--ray-client-server-port={self.client}", "--include-dashboard=true", f"--temp-dir={self.folder}"]
-        self._node("head", head)
+        if self.network:
+            head.append(f"--dashboard-host={self.network.address(2)}")
+        self._node(head)
         self._wait(1)
-        for number in range(1, 1 + self.workers):  # one after the other: two at once take each other's sockets
-            self._node(f"worker{number}", [f"--address=127.0.0.1:{self.port}", f"--num-cpus={self.cpus}"])
-            self._wait(1 + number)
+        for number in range(self.workers):  # one after the other: two at once take each other's sockets
+            self.add()
+            self._wait(2 + number)
+
+    def add(self) -> None:
+        """Start one more worker node, without waiting for it."""
+        self._node([f"--address={self.host}:{self.port}", f"--num-cpus={self.cpus}"])
+
+    @property
+    def host(self) -> str:
+        """Address of the head."""
+        return self.network.address(2) if self.network else "127.0.0.1"
 
     @property
     def token_file(self) -> Path:
@@ -63,7 +77,7 @@ class Cluster:
     @property
     def address(self) -> str:
         """Of the job API."""
-        return f"http://127.0.0.1:{self.dashboard}"
+        return f"http://{self.host}:{self.dashboard}"
 
     @property
     def credentials(self) -> dict[str, str]:
@@ -79,23 +93,9 @@ class Cluster:
         except urllib.error.HTTPError as error:
             return error.code
 
-    def kill_raylet(self, node: int) -> None:
-        """SIGKILL to the raylet of a node: its workers notice and end, and `ray start` with them."""
-        for process in Path("/proc").iterdir():
-            if process.name.isdigit():
-                try:
-                    words = (process / "cmdline").read_bytes().split(b"\0")
-                    parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-                except OSError:
-                    continue
-                if parent == self.nodes[node].pid and words[0].endswith(b"/raylet"):
-                    os.kill(int(process.name), signal.SIGKILL)
-                    return
-        raise AssertionError("this node has no raylet")
-
     def lose(self, node: int) -> None:
-        """SIGKILL to everything of a node: `ray start`, its raylet and all workers."""
-        os.killpg(self.nodes[node].pid, signal.SIGKILL)
+        """SIGKILL to everything of a node at one blow: `ray start`, its raylet and all workers."""
+        slay(family_of(self.nodes[node].pid))
         self.nodes[node].wait()
 
     def stop(self) -> None:
@@ -104,10 +104,15 @@ class Cluster:
             if node.poll() is None:
                 self.lose(number)
 
-    def _node(self, name: str, arguments: list[str]) -> None:
+    def _node(self, arguments: list[str]) -> None:
+        name = f"node{len(self.nodes)}"
         command = [str(Path(sys.executable).parent / "ray"), "start", "--block", "--disable-usage-stats", *arguments]
+        if self.network:
+            command.append(f"--node-ip-address={self.network.plug(name)}")
+            command = [*self.network.inside(name), *command]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # `python` of an entry point is this one
         environment = os.environ | self.credentials | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        # ten seconds: longer than Ray by itself goes on asking the replicas of a lost node
         environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10"}
         self.logs.append(self.folder / f"{name}.log")
         with self.logs[-1].open("wb") as log:
@@ -143,10 +148,10 @@ class Cluster:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Cluster]:
+def running(folder: Path, network: Network | None = None) -> Iterator[Cluster]:
     """A fresh cluster for the length of the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    cluster = Cluster(folder)
+    cluster = Cluster(folder, network=network)
     try:
         cluster.start()
         yield cluster

@@ -44,7 +44,7 @@ JOB: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "selector, sidecar": (
         {"spec.clusterSelector": {"ray.io/cluster": "c"}, "spec.submissionMode": "SidecarMode"},
-        "does not go with clusterSelector",
+        "SidecarMode does not go with clusterSelector",
     ),
     "interactive retries": ({"spec.submissionMode": "InteractiveMode"}, "not in InteractiveMode"),
     "sidecar with submitter": ({"spec.submissionMode": "SidecarMode"}, "submitterPodTemplate: not in SidecarMode"),

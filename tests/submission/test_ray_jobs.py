@@ -1,39 +1,36 @@
 """`adamllm submit --address` on real Ray clusters (`ray start`, token authentication), with real vLLM and moto's S3.
 
-One run folder lives through two clusters. On the first its driver is killed in the middle; on the second, which knows
-nothing of the first (KubeRay starts a job again on a new cluster), the same command goes on, and the raylet of
-a worker node is killed under it. Rows lost: 0. Rows doubled: 0. Planted keys appear nowhere.
+Each stage of the quickstart, made small, as a job; one run folder lives through two clusters. On the first its driver
+is killed in the middle, twice; the same command goes on at once on the same cluster, among the orphans of the dead
+driver, and then on a second one that knows nothing of the first (KubeRay starts a job again on a new cluster). There
+each node has a network namespace of its own, where this machine allows that. Under the job a whole node dies at one
+blow; another one comes, and training, whose driver is killed too, evaluation and the pipeline follow. Rows lost: 0.
+Rows doubled: 0. Planted keys appear nowhere.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from adamllm_ray.data import storage
-from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verify import verify
 from adamllm_ray.exits import DONE, RESUMABLE, WRONG
-from adamllm_ray.synthesis.watch import committed_rows
-from tests.data.conftest import local_bucket
 from tests.submission.clusters import ROOT, Cluster, running
-from tests.synthesis.lives import short_folder
+from tests.submission.networks import refusal
+from tests.submission.submitting import PATIENCE_S, Submission, World
+from tests.submission.submitting import world as make_world
 
 pytestmark = [pytest.mark.clusters, pytest.mark.timeout(1200), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-ROWS = 160
-PATIENCE_S = 600.0
+ROWS, QUESTIONS, STEPS = 240, 24, 40
 SECRETS = {"AWS_SECRET_ACCESS_KEY": "planted-store-key-58213", "HF_TOKEN": "hf_plantedhubtoken58213"}
 ENGINE = "{max_model_len: 512, max_num_seqs: 4, kv_cache_gib: 0.25}"
 CONFIG = f"""
@@ -41,65 +38,29 @@ run: {{name: jobs, output: "s3://runs/jobs"}}
 data: {{format: pocket, limit: {ROWS}}}
 synthesis: {{rows_per_block: 8, max_new_tokens: 128, engine: {ENGINE}}}
 judge: {{few_shot: false, engine: {ENGINE}}}
+training:
+  {{workers: 2, epochs: 2, max_steps: {STEPS}, global_batch: 8, micro_batch: 4, max_length: 512, precision: fp32,
+   checkpoint_every: 5}}
+evaluation: {{task: pocket, limit: {QUESTIONS}, max_new_tokens: 48, bootstrap_samples: 200, engine: {ENGINE}}}
 """
-
-
-@dataclass
-class World:
-    """What all tests of this module share."""
-
-    folder: Path
-    run: RunFolder
-    outputs: list[str] = field(default_factory=list)  # of every `adamllm submit`
-
-    def submit(self, job: str, cluster: Cluster, *more: str, **environment: str) -> Submission:
-        return Submission(self, job, cluster, [*more], cluster.credentials | environment)
-
-
-class Submission:
-    """An `adamllm submit` at work."""
-
-    def __init__(self, world: World, job: str, cluster: Cluster, more: list[str], environment: dict[str, str]) -> None:
-        self.world = world
-        command = [sys.executable, "-m", "adamllm_ray.cli", "submit", job, str(world.folder / "run.yaml"), *more]
-        own = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
-        self.process = subprocess.Popen(
-            [*command, "--address", cluster.address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=own | {"PYTHONPATH": str(ROOT)} | environment,
-        )
-
-    def end(self) -> tuple[int, list[str]]:
-        """(exit code, lines)."""
-        out, _ = self.process.communicate(timeout=PATIENCE_S)
-        self.world.outputs.append(out)
-        return self.process.returncode, out.splitlines()
-
-    def wait_for(self, rows: int) -> None:
-        """Until so many rows are committed."""
-        stage, stop = self.world.run.stage("synthesize"), time.monotonic() + PATIENCE_S
-        while (done := committed_rows(stage)) < rows:
-            assert self.process.poll() is None, "\n".join(self.end()[1])
-            assert time.monotonic() < stop
-            time.sleep(0.3)
-        assert done < ROWS, "too late: everything is done"
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with local_bucket(), short_folder() as folder, pytest.MonkeyPatch.context() as patch:
-        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's, a line per request
-        for name, value in SECRETS.items():
-            patch.setenv(name, value)
-        (folder / "run.yaml").write_text(CONFIG)
-        yield World(folder, RunFolder("s3://runs/jobs"))
+    with make_world(CONFIG, SECRETS) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def first(world: World) -> Iterator[Cluster]:
     with running(world.folder / "a") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def second(world: World, first: Cluster) -> Iterator[Cluster]:
+    first.stop()
+    with running(world.folder / "b", world.network) as cluster:
         yield cluster
 
 
@@ -167,69 +128,109 @@ def test_nothing_is_submitted_without_the_token(world, first, environment):
     assert "Set RAY_AUTH_TOKEN" in lines[-1]
 
 
-def test_a_run_survives_its_driver_its_cluster_and_a_node(world, first):
-    """Ingest and a killed synthesis on the first cluster, the rest on a fresh one."""
-    counts = last(world.submit("ingest", first).end(), DONE)["counts"]
-    assert counts["ingest"]["rows_in"] == ROWS
-    ids = world.run.stage("ingest").row_ids()
-
-    killed = world.submit("synthesize", first)
-    killed.wait_for(ROWS // 8)
-    os.kill(driver_of(world, first), signal.SIGKILL)
-    code, lines = killed.end()
-    assert code == RESUMABLE, lines
-    saved = committed_rows(world.run.stage("synthesize"))
-    assert 0 < saved < ROWS
-    first.stop()
-
-    with running(world.folder / "b") as second:
-        resumed = world.submit("synthesize", second, RAY_AUTH_TOKEN=second.token, RAY_AUTH_TOKEN_PATH="")
-        resumed.wait_for(saved + 16)
-        second.kill_raylet(1)
-        counts = last(resumed.end(), DONE)["counts"]["synthesize"]
-        assert counts["rows_in"] == counts["kept"] + counts["rejected"] + counts["failed"] == ROWS
-        again = world.submit("synthesize", second).end()
-        assert last(again, DONE)["counts"]["synthesize"] == counts
-    stage = world.run.stage("synthesize")
-    assert sorted(stage.row_ids()) == sorted(ids)  # row_ids raises when one is there twice
-    assert verify(stage, world.run.stage("ingest")) == []
+def test_ingest(world, first):
+    counts = world.submit("ingest", first).last_line(DONE)["counts"]["ingest"]
+    assert counts["rows_in"] == counts["kept"] + counts["rejected"] + counts["failed"] == ROWS
 
 
-def test_planted_keys_are_nowhere(world, first):
+def test_the_same_command_goes_on_after_a_kill_of_its_driver(world, first):
+    """On the same cluster and at once: replicas of the dead driver may still hold what the new ones need."""
+    done = 0
+    for _ in range(2):
+        job = world.submit("synthesize", first)
+        job.wait_until(lambda before=done: world.committed() > before + ROWS // 16)
+        kill_driver(job)
+        before, done = done, world.committed()
+        assert before < done < ROWS
+
+
+def test_a_new_cluster_goes_on_and_a_node_dies_at_one_blow(world, second):
+    saved = world.committed()
+    job = world.submit("synthesize", second, RAY_AUTH_TOKEN=second.token, RAY_AUTH_TOKEN_PATH="")
+    job.wait_until(lambda: world.committed() >= saved + 16)
+    assert world.committed() < ROWS, "too late: everything is done"
+    second.lose(1)
+    counts = job.last_line(DONE)["counts"]["synthesize"]
+    assert counts["rows_in"] == counts["kept"] + counts["rejected"] + counts["failed"] == ROWS
+    stage, ingest = world.run.stage("synthesize"), world.run.stage("ingest")
+    assert sorted(stage.row_ids()) == sorted(ingest.row_ids())  # row_ids raises when one is there twice
+    assert verify(stage, ingest) == []
+
+
+def test_its_nodes_have_networks_of_their_own(world, second):
+    if world.network is None:
+        pytest.skip(f"all nodes were on this machine's loopback: {refusal()}")
+    living = [str(node.pid) for node in second.nodes if node.poll() is None]
+    assert len(living) == 2
+    assert len({Path(f"/proc/{pid}/ns/net").readlink() for pid in [*living, "self"]}) == 3
+
+
+def test_training_goes_on_after_a_kill_of_its_driver(world, second):
+    second.add()  # in the place of the lost node
+    job = world.submit("train", second)
+    job.wait_until(lambda: any(name.endswith("/complete.json") for name in world.names()))
+    kill_driver(job)
+    counts = world.submit("train", second).last_line(DONE)["counts"]["train"]
+    manifest = world.run.stage("train").manifest()
+    assert counts["rows_in"] == counts["kept"] + counts["rejected"] + counts["failed"] == ROWS
+    assert manifest.extra["steps"] == STEPS
+    (resumed,) = manifest.extra["resumed"]
+    assert 0 < resumed < STEPS
+
+
+def test_evaluation(world, second):
+    counts = world.submit("evaluate", second).last_line(DONE)["counts"]["evaluate"]
+    assert counts["rows_in"] == counts["kept"] == 2 * QUESTIONS
+
+
+def test_the_pipeline_does_nothing_again(world, second):
+    before, counts = world.files(), counts_of(world)
+    assert world.submit("pipeline", second).last_line(DONE)["counts"] == counts
+    after = world.files()
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert {name for name in changed if name.split("/")[0] in counts} == set()
+
+
+def test_the_entry_point_by_ray_s_own_command(world, second):
+    command = ["ray", "job", "submit", "--address", second.address, "--working-dir", "jobs", "--", "python"]
+    command[0] = str(Path(sys.executable).parent / command[0])
+    done = subprocess.run(
+        [*command, "pipeline.py", "--config", str(world.folder / "run.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ | second.credentials,
+    )
+    world.outputs += [done.stdout, done.stderr]
+    assert done.returncode == DONE, done.stderr[-3000:]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"job"'))
+    assert json.loads(line) == {"job": "pipeline", "exit_code": DONE, "counts": counts_of(world)}
+
+
+def test_planted_keys_are_nowhere(world, first, second):
     """In what was printed, in the logs of Ray and of the drivers, in the run folder."""
-    planted = [*SECRETS.values(), first.token]
-    assert world.outputs
+    planted = [*SECRETS.values(), first.token, second.token]
+    assert len(world.outputs) >= 8
     found = [f"output {number}" for number, text in enumerate(world.outputs) if any(key in text for key in planted)]
     logs = [path for path in world.folder.rglob("*") if path.is_file() and path.suffix in (".log", ".out", ".err")]
     assert len(logs) > 20
     found += [str(path) for path in logs if any(key.encode() in path.read_bytes() for key in planted)]
-    place = storage.resolve("s3://runs/jobs")
-    for name, _ in storage.list_files(place):
-        data = storage.read_small(place.child(name)) or b""
-        found += [name for key in planted if key.encode() in data]
+    found += [name for name, data in world.files().items() if any(key.encode() in data for key in planted)]
     assert found == []
 
 
-def last(ended: tuple[int, list[str]], code: int) -> dict[str, Any]:
-    """The JSON object at the end of a log, of a job that ended with ``code``."""
-    got, lines = ended
-    assert got == code, "\n".join(lines[-40:])
-    line: dict[str, Any] = json.loads(lines[-1])
-    assert line["exit_code"] == code
-    return line
+def kill_driver(job: Submission) -> None:
+    """kill -9, and the end that `adamllm submit` tells of."""
+    os.kill(job.driver(), signal.SIGKILL)
+    code, lines = job.end()
+    assert code == RESUMABLE, lines
 
 
-def driver_of(world: World, cluster: Cluster) -> int:
-    """Process id of the newest `synthesize` driver on this machine that works in this cluster's folder."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                words = (process / "cmdline").read_bytes().split(b"\0")
-                mine = cluster.folder.as_posix().encode() in (process / "environ").read_bytes()
-            except OSError:
-                continue
-            if b"adamllm_ray.submission.driver" in words and words[0].endswith(b"python") and mine:
-                found.append(int(process.name))
-    assert len(found) == 1, found
-    return found[0]
+def counts_of(world: World) -> dict[str, dict[str, Any]]:
+    """Of each finished stage, as a job's last line has them."""
+    from adamllm_ray.exits import Outcome
+    from adamllm_ray.submission.driver import last_line
+
+    manifests = {name: world.run.stage(name).manifest() for name in ("ingest", "synthesize", "train", "evaluate")}
+    return last_line("pipeline", Outcome(DONE, result=manifests))["counts"]

@@ -4,7 +4,6 @@ benchmarks/recovery.py. Real raylets, real SIGKILL, fake engine."""
 from __future__ import annotations
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,17 +125,3 @@ class Job:
                 kill()
         except BaseException as error:
             self._failure.append(error)
-
-
-def slay(pids: list[int]) -> None:
-    """kill -9 of each of at least one process."""
-    assert pids
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-
-def raylet_of(pid: int) -> int:
-    """Process id of the raylet that started a worker process."""
-    raylet = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    assert "raylet" in Path(f"/proc/{raylet}/cmdline").read_text()
-    return raylet

@@ -1,6 +1,6 @@
 """What dies below a living driver: replicas, their engine's child, a node, the disk. Fake engine, real kills.
 
-One Ray of three worker nodes (real raylets) for all of it. The driver goes on by itself; rows lost: 0, doubled: 0.
+One Ray of four worker nodes (real raylets) for all of it. The driver goes on by itself; rows lost: 0, doubled: 0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import AdamLLMError, StorageError
 from adamllm_ray.synthesis.pipeline import synthesize
 from adamllm_ray.synthesis.watch import committed_rows
-from tests.synthesis.deaths import IN_FLIGHT, IN_FLIGHT_EVERYWHERE, Job, raylet_of, slay, worker_nodes
+from tests.processes import family_of, raylet_of, slay
+from tests.synthesis.deaths import IN_FLIGHT, IN_FLIGHT_EVERYWHERE, Job, environment, worker_nodes
 from tests.synthesis.fakes import FakeMaker, asked_rows, circles, write_ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -26,7 +27,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[None]:
-    with worker_nodes(3):
+    # a lost node counts as dead after 15 s, as with Ray's own settings (five times 3 s)
+    with environment(RAY_health_check_failure_threshold="15"), worker_nodes(4):
         yield
 
 
@@ -123,8 +125,9 @@ def ballast(folder: Path, keep: int) -> None:
     (folder / ".ballast").write_bytes(b"x" * (info.f_bavail * info.f_frsize - keep))
 
 
-def test_a_node_dies(job: Callable[..., Job]) -> None:
-    """kill -9 of the raylet under a synthesizer, 1 node of 3, not replaced. Last in this file: it uses the node up."""
+@pytest.mark.parametrize("lost", [family_of, lambda raylet: [raylet]], ids=["at_one_blow", "raylet_first"])
+def test_a_node_dies(job: Callable[..., Job], lost: Callable[[int], list[int]]) -> None:
+    """kill -9 of a synthesizer's whole node or of its raylet, not replaced. Last in this file: it uses nodes up."""
     work = job(200, seconds_per_row=0.1)
-    work.go((0.2, lambda: slay([raylet_of(work.pids("synthesizer")[0])])))
+    work.go((0.2, lambda: slay(lost(raylet_of(work.pids("synthesizer")[0])))))
     assert work.asked_twice() <= 2 * IN_FLIGHT + 40  # and blocks whose only copy was on that node
