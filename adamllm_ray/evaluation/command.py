@@ -97,14 +97,18 @@ def _table(found: Comparison) -> Table:
     table.add_section()
     for line in (found.overall, found.average):
         table.add_row(*_cells(line))
+    if found.general:
+        table.add_section()
+        for line in found.general:
+            table.add_row(*_cells(line, " (general)"))
     return table
 
 
-def _cells(line: Line) -> list[Text]:
+def _cells(line: Line, beside: str = "") -> list[Text]:
     (a, b), gain = line.unparsable, line.difference
     style = ("green" if gain.value > 0 else "red") if gain.p < CERTAIN else ""
     p = "<0.001" if gain.p < 0.001 else f"{gain.p:.3f}"
-    names = (foreign(line.task, 40), foreign(line.type, 40), str(line.n))
+    names = (foreign(line.task, 40) + beside, foreign(line.type, 40), str(line.n))
     sides = (_percent(line.a), f"{a:.3g}", _percent(line.b), f"{b:.3g}")
     return [*map(Text, (*names, *sides)), Text(_percent(gain, "+"), style), Text(p)]
 

@@ -5,7 +5,8 @@
 
 Reads ``evaluate/data`` of both runs; asks no model. Rows are paired by question id, and a question counts only where
 every run of both sides has a score for it; the others are counted and named. Several runs of one arm (seeds) are
-pooled: per question the mean of their scores (`intervals.pooled`). The difference is B - A.
+pooled: per question the mean of their scores (`intervals.pooled`). The difference is B - A. General tasks (the
+forgetting check, ``evaluation.general``) have lines of their own and are in no average and no verdict.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class Comparison:
     b: Arm
     metrics: Mode
     lines: list[Line]
+    general: list[Line]  # of tasks that some run asked as general ones
     overall: Line  # every question once
     average: Line  # unweighted mean over the lines, as in the paper
     run_means: tuple[list[float], list[float]]  # of each run of A and of B: how far seeds lie apart
@@ -90,6 +92,7 @@ class _Side:
     """Per run the rows of the arm's model by question id."""
 
     runs: list[dict[str, Row]]
+    general: set[str]  # tasks of the forgetting check
 
     def scores(self, ids: Sequence[str], column: str) -> list[list[float]]:
         """Per run."""
@@ -128,24 +131,26 @@ def compare(a: Arm, b: Arm, metrics: Mode = "strict", *, samples: int = 10_000, 
     shared = everything.difference(*(ids for _, ids in missing))
     column = f"score_{metrics}"
     unusable = {name for run in runs for name in shared if run[name][column] is None}
-    ids = sorted(shared - unusable)
+    general = sides[0].general | sides[1].general
+    beside = {name for name in shared - unusable if runs[0][name]["task"] in general}
+    ids = sorted(shared - unusable - beside)
     if not ids:
         raise SourceError(
-            f"there is nothing to compare: of {len(shared)} questions that every run was asked, none has a score. "
+            f"there is nothing to compare: of {len(shared)} questions that every run was asked, none is of the domain "
+            f"and has a score. "
             f"A: {foreign(', '.join(a.runs))}; B: {foreign(', '.join(b.runs))}"
         )
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for name in ids:
-        row = sides[0].runs[0][name]
-        groups[row["task"], row["type"]].append(name)
     made = _Lines(sides, metrics, samples, seed)
+    groups = made.groups(ids)
     lines = _adjusted([made.line(*key, groups[key]) for key in sorted(groups)])
+    apart = made.groups(sorted(beside))
     average = made.average(list(groups.values()))
     return Comparison(
         a,
         b,
         metrics,
         lines,
+        [made.line(*key, apart[key]) for key in sorted(apart)],
         made.line("all", "all questions", ids),
         average,
         (sides[0].means(ids, column), sides[1].means(ids, column)),
@@ -164,6 +169,14 @@ class _Lines:
     metrics: Mode
     samples: int
     seed: int
+
+    def groups(self, ids: Iterable[str]) -> dict[tuple[str, str], list[str]]:
+        """Ids by (task, type)."""
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for name in ids:
+            row = self.sides[0].runs[0][name]
+            found[row["task"], row["type"]].append(name)
+        return found
 
     def line(self, task: str, kind: str, ids: Sequence[str]) -> Line:
         first, second = self._scores(ids)
@@ -212,7 +225,15 @@ def _groups_verdict(lines: Sequence[Line]) -> str:
 
 
 def _read(arm: Arm, metrics: Mode) -> _Side:
-    return _Side([_read_run(run, arm.model, metrics) for run in arm.runs])
+    runs = [_read_run(run, arm.model, metrics) for run in arm.runs]
+    return _Side(runs, {task for run in arm.runs for task in _general(run)})
+
+
+def _general(run: str) -> Iterable[str]:
+    """Tasks that this run asked for its forgetting check."""
+    manifest = RunFolder(run).stage("evaluate").manifest()
+    scores = manifest.extra.get("scores") if manifest else None
+    return [name for name, task in ((scores or {}).get("tasks") or {}).items() if task["general"]]
 
 
 def _read_run(run: str, model: str, metrics: Mode) -> dict[str, Row]:

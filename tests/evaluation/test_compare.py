@@ -45,7 +45,7 @@ def _row(name, model, task, kind, value, **more):
     return row | {"score_paper": value, "parsed_paper": True} | more
 
 
-def _finished(place, rows):
+def _finished(place, rows, general=()):
     """A run folder whose evaluate stage is finished with these rows, in two files."""
     run = RunFolder(str(place))
     stage = run.stage("evaluate")
@@ -57,7 +57,8 @@ def _finished(place, rows):
             target = stage.place.child(f"data/part-{number}.parquet")
             storage.make_folder(stage.place.child("data"))
             storage.write_small(target, sink.getvalue())
-    stage.finish(rows_in=len(rows), verdicts={"ok": len(rows)}, seconds=1.0)
+    tasks = {row["task"]: {"general": row["task"] in general} for row in rows}
+    stage.finish(rows_in=len(rows), verdicts={"ok": len(rows)}, seconds=1.0, extra={"scores": {"tasks": tasks}})
     return str(place)
 
 
@@ -105,6 +106,17 @@ def test_a_run_against_itself_shows_no_difference(two):
     assert found.verdict.startswith("No difference can be told: B - A is +0.0 points")
     assert found.average.difference.p == 1.0
     assert "no difference can be told on 3 of 3 groups" in found.groups_verdict
+
+
+def test_the_forgetting_check_stands_apart(tmp_path):
+    runs = [_finished(tmp_path / name, _rows(skill, 1), ["recipe1m"]) for name, skill in (("a", 0.4), ("b", 0.7))]
+    found = compare(_arm(runs[0]), _arm(runs[1]), samples=500)
+    assert [line.task for line in found.lines] == ["slake", "slake"]
+    assert [(line.task, line.n) for line in found.general] == [("recipe1m", 40)]
+    assert (found.overall.n, found.average.n) == (140, 140)
+    both = _finished(tmp_path / "c", _rows(0.4, 1), ["recipe1m", "slake"])
+    with pytest.raises(SourceError, match="none is of the domain"):
+        compare(_arm(both), _arm(runs[1]))
 
 
 def test_seeds_are_pooled_by_question(tmp_path):
