@@ -173,7 +173,8 @@ def score_by_hand(said: str, key: Any) -> float:
         return float({word for word in spoken if word in ("yes", "no")} == {*right})
     if key.metric == "recall":
         return sum((Counter(spoken) & Counter(right)).values()) / len(right)
-    if key.metric == "rouge_l":
+    if key.metric == "rouge_l":  # articles and number words as they stand
+        spoken, right = (re.findall(r"\w+", text.lower()) for text in (said, key.answer))
         return 2 * longest(spoken, right) / (len(spoken) + len(right)) if spoken else 0.0
     if key.metric == "category" and not key.choices:
         return float(right == spoken) if not right[0].isdigit() else float([w for w in spoken if w.isdigit()] == right)

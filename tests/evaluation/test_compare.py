@@ -57,7 +57,7 @@ def _finished(place, rows, general=()):
             target = stage.place.child(f"data/part-{number}.parquet")
             storage.make_folder(stage.place.child("data"))
             storage.write_small(target, sink.getvalue())
-    tasks = {row["task"]: {"general": row["task"] in general} for row in rows}
+    tasks = {name: {"general": name in general} for name in {row.get("task", "") for row in rows}}
     stage.finish(rows_in=len(rows), verdicts={"ok": len(rows)}, seconds=1.0, extra={"scores": {"tasks": tasks}})
     return str(place)
 
