@@ -118,8 +118,8 @@ def checked_loop(costs: Costs) -> dict[str, Any]:
 def checked_scale(costs: Costs) -> dict[str, Any]:
     """The weak-scaling half of scale.py: one replica a node, 64 slots, eight seconds a row, no tail.
 
-    A line of fewer rows than the benchmark's default is not compared: in five turns of the slots, how Ray hands the last
-    blocks to eight nodes decides (0.80 of the rate of one node, where ten turns give 0.97), and that is not simulated.
+    A line of fewer rows than the benchmark's default is not compared: in five turns of the slots, how Ray hands the
+    last blocks to eight nodes decides (0.80 of one node's rate, where ten turns give 0.97), and that is not simulated.
     """
     measured = last_line("scale")
     if measured is None or measured.get("weak_rows_per_node", 0) < WEAK_ROWS:
