@@ -38,7 +38,7 @@ from benchmarks.standin import Gate, Speed, StandinMaker
 from tests.synthesis.lives import short_folder
 
 REPLICAS, LONG_NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 2, 64, 2.0, 10
-# idle worker processes that a node may keep. Ray's default is its number of CPUs, and in weak scaling that is two: tasks
+# idle worker processes that a node may keep. Ray has it at the number of CPUs, and in weak scaling that is two: tasks
 # would each wait for a new Python, which is 2 s of work on this machine and nothing on a node with 16 CPUs
 IDLE_WORKERS = "16"
 FIXED = Speed(step_s=8.0, median_tokens=1, sigma=0.0, prepare_s=0.0, judge_s=0.1)  # 8 rows/s with 64 slots
