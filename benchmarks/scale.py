@@ -8,8 +8,8 @@ RAY_ADDRESS as a job does. The engines sleep (standin.py): what is measured is R
 1. Weak scaling: 1 node and 8 nodes of one replica, the same rows per node, replicas of a fixed speed that leaves the
    machine's CPU free, A B A B. ``weak_scaling_efficiency`` is rows/s per node at 8 nodes over that at 1.
 2. The long run, on 2 nodes of four replicas: engines that are never the bottleneck. Memory of driver and workers over
-   the rows done; the driver is killed with -9 at half of them and started again at once. (Eight nodes without work
-   take one of this machine's two cores: their raylets, agents and idle workers. Two take a quarter of that.)
+   the rows done; the driver is killed with -9 at half of them and started again at once. (Two nodes, because the
+   raylets and agents of eight took a quarter of this machine's two cores.)
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from benchmarks.standin import Gate, Speed, StandinMaker
 from tests.synthesis.lives import short_folder
 
 REPLICAS, LONG_NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 2, 64, 2.0, 10
-# idle worker processes that a node may keep. Ray's default is its number of CPUs, and these nodes have two: their tasks
+# idle worker processes that a node may keep. Ray has it at the number of CPUs, and in weak scaling that is two: tasks
 # would each wait for a new Python, which is 2 s of work on this machine and nothing on a node with 16 CPUs
 IDLE_WORKERS = "16"
 FIXED = Speed(step_s=8.0, median_tokens=1, sigma=0.0, prepare_s=0.0, judge_s=0.1)  # 8 rows/s with 64 slots

@@ -197,7 +197,7 @@ def _workers(driver: subprocess.Popen[bytes]) -> list[int]:
     found = []
     for process in psutil.Process(driver.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[0].startswith("ray::RayTrainWorker"):
+            if (process.cmdline() or [""])[0].startswith("ray::RayTrainWorker"):
                 found.append(process.pid)
     if len(found) != 2:
         raise RuntimeError(f"{len(found)} training workers instead of 2")

@@ -242,7 +242,8 @@ def _started(driver: int) -> bool:
 
     for process in psutil.Process(driver).children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if process.cmdline()[0].startswith("ray::RayTrainWorker") and process.cpu_times().user > 3:
+            words = process.cmdline() or [""]  # none: it ended, and nobody has waited for it yet
+            if words[0].startswith("ray::RayTrainWorker") and process.cpu_times().user > 3:
                 return True
     return False
 
