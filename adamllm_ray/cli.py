@@ -95,6 +95,18 @@ def ingest(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = Fal
 
 
 @app.command()
+def seed(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
+    """Join captions, precise and informative answers into the conversations that a synthesizer is tuned on.
+
+    Records that cannot be used get a verdict; the counts are in the manifest. `adamllm train` with
+    training.objective=synthesizer, or `adamllm run` with models.synthesizer=tuned, trains on the result.
+
+    Example:  adamllm seed my.yaml --set seed.captions=c.json --set seed.precise=p.json --set seed.informative=i.json
+    """
+    return _stage_command("seed", config, set_, force_new)
+
+
+@app.command()
 def synthesize(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
     """Let the synthesizer write a task for each pair, and the judge compare its two answers.
 
@@ -344,6 +356,20 @@ def pocket_synthesizer(
 
     with resumable(None):
         _print_json(tune_synthesizer(output))
+
+
+@pocket.command("seed")
+def pocket_seed(
+    output: Annotated[Path, typer.Argument(help="Folder to write three JSON files and images/ to.")],
+    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 2000,
+) -> None:
+    """Write seed files of the pocket world, for `adamllm seed`.
+
+    Example:  adamllm pocket seed runs/seed --images 500
+    """
+    from adamllm_ray.pocket.seeds import write_seed
+
+    _print_json(write_seed(output, images))
 
 
 def main() -> None:

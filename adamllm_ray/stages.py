@@ -38,6 +38,7 @@ class Stage:
 
 STAGES = (
     Stage("ingest", "read images and captions, check them, write records", "adamllm_ray.data.ingest"),
+    Stage("seed", "join seed data into conversations for a synthesizer", "adamllm_ray.training.seed.build"),
     Stage(
         "synthesize",
         "write a task for each pair and let the judge compare its answers",
@@ -57,8 +58,9 @@ def stage_named(name: str) -> Stage:
 
 
 def planned(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages that this configuration asks for: all, or all but evaluate when it names no task."""
-    return STAGES if config.evaluation.asked else STAGES[:-1]
+    """The stages that this configuration asks for: all but seed, and evaluate only when it names a task."""
+    names = ["ingest", "synthesize", "train", *(["evaluate"] if config.evaluation.asked else [])]
+    return tuple(stage_named(name) for name in names)
 
 
 def run_stages(

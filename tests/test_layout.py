@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "compare config evaluate ingest plan pocket publish push quality redrive report run size".split()  # noqa: SIM905
+VERBS = "compare config evaluate ingest plan pocket publish push quality redrive report run seed size".split()  # noqa: SIM905
 VERBS += "status submit synthesize train verify".split()  # noqa: SIM905
 
 
@@ -69,7 +69,7 @@ def test_verbs_of_the_command_line():
 
     command = get_command(app)
     assert sorted(command.commands) == VERBS
-    assert sorted(command.commands["pocket"].commands) == ["build", "synthesizer"]
+    assert sorted(command.commands["pocket"].commands) == ["build", "seed", "synthesizer"]
 
 
 TESTED_WITH_A_NEIGHBOUR = {
@@ -80,6 +80,7 @@ TESTED_WITH_A_NEIGHBOUR = {
     "config/mixture.py": "test_config.py",
     "config/quality.py": "test_config.py",
     "config/run.py": "test_config.py",
+    "config/seed.py": "training/seed/test_records.py",
     "config/synthesis.py": "test_config.py",
     "config/text.py": "test_config.py",
     "config/training.py": "test_config.py",
@@ -111,6 +112,7 @@ TESTED_WITH_A_NEIGHBOUR = {
     "evaluation/tasks/uc_merced.py": "evaluation/tasks/test_layout.py",
     "evaluation/tasks/vqa_rad.py": "evaluation/tasks/test_layout.py",
     "models/families.py": "training/test_parts.py",
+    "pocket/seeds.py": "training/seed/test_build.py",
     "publish/card.py": "publish/test_dataset.py",
     "pocket/architecture.py": "pocket/test_curriculum.py",
     "pocket/chips.py": "pocket/test_domain.py",

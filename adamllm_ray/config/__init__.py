@@ -22,6 +22,7 @@ from adamllm_ray.config.run import (
     load_config,
     parse_config,
 )
+from adamllm_ray.config.seed import SeedSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.training import LayersSection, LoraSection, PartSection, TrainingSection
 
@@ -46,6 +47,7 @@ __all__ = [
     "RunConfig",
     "RunSection",
     "S3Section",
+    "SeedSection",
     "SynthesisSection",
     "TaskSection",
     "TrainingSection",

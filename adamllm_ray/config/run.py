@@ -14,6 +14,7 @@ from adamllm_ray.config.evaluation import EvaluationSection
 from adamllm_ray.config.fields import Positive, Section
 from adamllm_ray.config.mixture import MixtureSection
 from adamllm_ray.config.quality import ContaminationSection, PublishSection, ReportSection
+from adamllm_ray.config.seed import SeedSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.text import apply_override, explain, parse_yaml, refuse_secrets
 from adamllm_ray.config.training import TrainingSection
@@ -55,6 +56,7 @@ class RunConfig(Section):
 
     run: RunSection
     data: DataSection = DataSection()
+    seed: SeedSection = SeedSection()
     models: ModelsSection = ModelsSection()
     synthesis: SynthesisSection = SynthesisSection()
     judge: JudgeSection = JudgeSection()

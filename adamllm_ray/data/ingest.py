@@ -110,11 +110,11 @@ def _examined(data: DataSection, ignored: Counter[str]) -> Iterator[Examined]:
         ThreadPoolExecutor(readers, thread_name_prefix="read") as reading,
         ThreadPoolExecutor(THREADS, thread_name_prefix="check") as checking,
     ):
-        loaded = _in_order(reading, _load, sources.read_pairs(data, ignored), 2 * readers)
-        yield from _in_order(checking, lambda item: _examine(item, data), loaded, 2 * THREADS)
+        loaded = in_order(reading, _load, sources.read_pairs(data, ignored), 2 * readers)
+        yield from in_order(checking, lambda item: _examine(item, data), loaded, 2 * THREADS)
 
 
-def _in_order(pool: Executor, function: Callable[[A], B], items: Iterator[A], window: int) -> Iterator[B]:
+def in_order(pool: Executor, function: Callable[[A], B], items: Iterator[A], window: int) -> Iterator[B]:
     """``map`` over a pool with at most ``window`` items taken in advance; results in the order of the items."""
     waiting: deque[Future[B]] = deque()
     for item in items:
@@ -149,20 +149,20 @@ def _examine(loaded: _Loaded, data: DataSection) -> Examined:
     pair = loaded.pair
     picture = _image(loaded, data)
     verdict, detail = picture.verdict, picture.detail
-    caption = _clean(pair.caption)
+    caption = clean(pair.caption)
     if verdict is Verdict.OK:
         verdict, detail = _caption_verdict(caption, data.max_caption_chars, detail)
     row = {
-        "source": _clean(pair.source),
-        "key": _clean(pair.key),
+        "source": clean(pair.source),
+        "key": clean(pair.key),
         "image": picture.image,
         "width": picture.width,
         "height": picture.height,
         "caption": caption,
-        "caption_instruction": None if pair.caption_instruction is None else _clean(pair.caption_instruction),
+        "caption_instruction": None if pair.caption_instruction is None else clean(pair.caption_instruction),
         "meta": pair.meta,
         "verdict": verdict.value,
-        "verdict_detail": None if detail is None else _clean(detail),
+        "verdict_detail": None if detail is None else clean(detail),
     }
     return row, picture.perceptual
 
@@ -201,7 +201,7 @@ def _caption_verdict(caption: str, max_chars: int, detail: str | None) -> tuple[
     return (Verdict.OK, detail) if visible else (Verdict.CAPTION_EMPTY, detail)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Text that Parquet can hold: NUL removed, lone surrogates replaced by U+FFFD; all else byte for byte."""
     return _SURROGATES.sub("\ufffd", text.replace("\0", ""))
 

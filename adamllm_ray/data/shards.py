@@ -11,6 +11,8 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.record import RECORD_SCHEMA
 from adamllm_ray.data.run import StageFolder
 
+_REPEATED = ("source", "verdict", "caption_instruction", "split", "task")
+_LONG = ("meta", "turns")  # what may be long beside image and caption
 ROW_GROUP_BYTES = 32 << 20  # what a writer, and later a reader, holds at a time
 
 
@@ -21,16 +23,16 @@ class ShardWriter:
     all but the last are within one row of the same size, or have the same number of rows where images are small.
     """
 
-    def __init__(self, stage: StageFolder, max_rows: int, max_bytes: int) -> None:
-        self._stage, self._max_rows, self._max_bytes = stage, max_rows, max_bytes
+    def __init__(self, stage: StageFolder, max_rows: int, max_bytes: int, schema: pa.Schema = RECORD_SCHEMA) -> None:
+        self._stage, self._max_rows, self._max_bytes, self._schema = stage, max_rows, max_bytes, schema
         self._group: list[dict[str, Any]] = []
         self._group_bytes = self._bytes = self._rows = 0
         self._file: pq.ParquetWriter | None = None
         self.shards = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append one row of RECORD_SCHEMA. Raises StorageError when it cannot be written."""
-        size = len(row["image"] or b"") + 4 * len(row["caption"]) + len(row["meta"] or "")
+        """Append one row of the schema. Raises StorageError when it cannot be written."""
+        size = len(row["image"] or b"") + 4 * len(row["caption"]) + sum(len(row.get(name) or "") for name in _LONG)
         if self._rows and (self._rows >= self._max_rows or self._bytes + size > self._max_bytes):
             self.close()
         if self._group and self._group_bytes + size > ROW_GROUP_BYTES:
@@ -52,7 +54,7 @@ class ShardWriter:
 
     def _flush(self) -> None:
         """Write the rows at hand as one row group."""
-        table = pa.Table.from_pylist(self._group, schema=RECORD_SCHEMA)
+        table = pa.Table.from_pylist(self._group, schema=self._schema)
         with storage.storage_errors("write records", self._stage.uri):
             if self._file is None:
                 self._file = self._open()
@@ -62,10 +64,10 @@ class ShardWriter:
     def _open(self) -> pq.ParquetWriter:
         return pq.ParquetWriter(
             f"{self._stage.data}/part-{self.shards:05d}.parquet",
-            RECORD_SCHEMA,
+            self._schema,
             filesystem=self._stage.fs,
-            compression={name: "none" if name == "image" else "zstd" for name in RECORD_SCHEMA.names},
-            use_dictionary=["source", "verdict", "caption_instruction"],
+            compression={name: "none" if name == "image" else "zstd" for name in self._schema.names},
+            use_dictionary=[name for name in _REPEATED if name in self._schema.names],
             write_statistics=["id"],
             write_page_checksum=True,
         )

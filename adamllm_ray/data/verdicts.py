@@ -47,6 +47,12 @@ class Verdict(StrEnum):
     JUDGED_INCONSISTENT = "judged_inconsistent"  # judge says No
     JUDGED_OPEN = "judged_open"  # judge says the question has no single answer
     ENGINE_ERROR = "engine_error"  # the engine refused this row; detail has its words
+    # seed data: an image, or a record of one of the three files
+    SEED_NO_CAPTION = "seed_no_caption"  # questions about an image that no usable caption record names
+    SEED_NO_PRECISE = "seed_no_precise"
+    SEED_NO_INFORMATIVE = "seed_no_informative"
+    SEED_UNPAIRED = "seed_unpaired"  # both kinds, but no question has both answers
+    SEED_UNANSWERED = "seed_unanswered"  # a question without an answer
     # training: the example made of the record
     EXAMPLE_TOO_LONG = "example_too_long"  # more tokens than training.max_length, image tokens included
     NOTHING_TO_LEARN = "nothing_to_learn"  # no token of the example would carry loss
@@ -74,6 +80,10 @@ _REJECTED = frozenset(
         Verdict.JUDGED_INCONSISTENT,
         Verdict.JUDGED_OPEN,
         Verdict.PROMPT_TOO_LONG,
+        Verdict.SEED_NO_CAPTION,
+        Verdict.SEED_NO_PRECISE,
+        Verdict.SEED_NO_INFORMATIVE,
+        Verdict.SEED_UNPAIRED,
         Verdict.EXAMPLE_TOO_LONG,
         Verdict.NOTHING_TO_LEARN,
         Verdict.NOT_DRAWN,

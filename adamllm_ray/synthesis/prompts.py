@@ -8,6 +8,8 @@ The three sentences are facts of the released checkpoint; another wording gives 
 
 from __future__ import annotations
 
+import unicodedata
+
 from adamllm_ray.models.chat import ChatFormat, Turn
 
 CAPTION_REQUEST = "Describe the image."
@@ -28,6 +30,16 @@ def split_hint(text: str) -> tuple[str | None, str]:
         if stripped.startswith(hint):
             return hint, stripped[len(hint) :].strip()
     return None, stripped
+
+
+def same_question(text: str) -> str:
+    """What two wordings of one question have in common: case, white space and punctuation do not count.
+
+    A question that is all punctuation stands for itself.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    bare = "".join(" " if unicodedata.category(character)[0] == "P" else character for character in folded)
+    return " ".join(bare.split()) or " ".join(folded.split())
 
 
 def caption_turns(caption: str) -> list[Turn]:
