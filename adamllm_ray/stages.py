@@ -39,6 +39,7 @@ class Stage:
 STAGES = (
     Stage("ingest", "read images and captions, check them, write records", "adamllm_ray.data.ingest"),
     Stage("seed", "join seed data into conversations for a synthesizer", "adamllm_ray.training.seed.build"),
+    Stage("synthesizer", "tune a synthesizer on the seed data, export it", "adamllm_ray.training.trainer"),
     Stage(
         "synthesize",
         "write a task for each pair and let the judge compare its answers",
@@ -58,8 +59,16 @@ def stage_named(name: str) -> Stage:
 
 
 def planned(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages that this configuration asks for: all but seed, and evaluate only when it names a task."""
-    names = ["ingest", "synthesize", "train", *(["evaluate"] if config.evaluation.asked else [])]
+    """The stages that this configuration asks for.
+
+    Ingest, synthesize and train; before synthesize those of a synthesizer of its own (models.synthesizer: tuned), and
+    evaluate where it names a task. With training.objective: synthesizer nothing but seed data and training.
+    """
+    if config.training.objective == "synthesizer":
+        names = ["seed", "train"]
+    else:
+        own = ["seed", "synthesizer"] if config.tunes_synthesizer else []
+        names = ["ingest", *own, "synthesize", "train", *(["evaluate"] if config.evaluation.asked else [])]
     return tuple(stage_named(name) for name in names)
 
 
@@ -73,7 +82,7 @@ def run_stages(
     from adamllm_ray.ray_runtime import ray_session
 
     if force_new or run.stage("train").manifest() is None:  # hours before its turn comes
-        importlib.import_module("adamllm_ray.training.trainer").check(config)
+        importlib.import_module("adamllm_ray.training.trainer").check(config, run)
         importlib.import_module("adamllm_ray.evaluation.runner").check(config)
     run.write("config.yaml", dump_config(config).encode())
     with run.lock(), ray_session():

@@ -38,6 +38,9 @@ def print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Man
     from adamllm_ray.report.build import build_report
     from adamllm_ray.report.summary import contamination_lines, funnel_lines
 
+    if "synthesize" not in manifests:  # a synthesizer was tuned, and that is all
+        console.print(f"\nsynthesizer: {manifests['train'].extra['model']}", soft_wrap=True, highlight=False)
+        return
     _, leaked = judge_data(config, folder)
     page = build_report(config, folder)
     console.print()
@@ -104,7 +107,7 @@ def print_status(settings: RunConfig, folder: RunFolder) -> bool:
             counts = (manifest.rows_in, manifest.kept, manifest.rejected, manifest.failed)
             table.add_row(name, "[green]finished[/green]", *map(str, counts), f"{manifest.seconds:.0f}")
     console.print(table)
-    ingested = manifests["ingest"]
+    ingested = manifests.get("ingest")
     if ingested is not None and "synthesize" in started and manifests["synthesize"] is None:
         from adamllm_ray.synthesis.watch import Watch
 

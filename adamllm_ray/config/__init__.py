@@ -24,7 +24,7 @@ from adamllm_ray.config.run import (
 )
 from adamllm_ray.config.seed import SeedSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
-from adamllm_ray.config.training import LayersSection, LoraSection, PartSection, TrainingSection
+from adamllm_ray.config.training import LayersSection, LoraSection, PartSection, TrainingSection, TwoStageSection
 
 __all__ = [
     "AskedTask",
@@ -51,6 +51,7 @@ __all__ = [
     "SynthesisSection",
     "TaskSection",
     "TrainingSection",
+    "TwoStageSection",
     "WebDatasetSection",
     "config_schema",
     "dump_config",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from adamllm_ray.config.data import DataSection, S3Section
 from adamllm_ray.config.evaluation import EvaluationSection
@@ -21,6 +21,7 @@ from adamllm_ray.config.training import TrainingSection
 from adamllm_ray.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20
+TUNED = "tuned"  # models.synthesizer: what this run's own stage makes
 
 
 class RunSection(Section):
@@ -42,7 +43,10 @@ class ModelsSection(Section):
     """
 
     base: str = Field(default="pocket:base", description="The VLM that post-training starts from.")
-    synthesizer: str = Field(default="pocket:synthesizer", description="The VLM that writes tasks.")
+    synthesizer: str = Field(
+        default="pocket:synthesizer",
+        description="The VLM that writes tasks; 'tuned': the one that this run tunes on its seed data (seed).",
+    )
     judge: str = Field(default="pocket:judge", description="The language model that compares the two answers.")
     adapted: str | None = Field(
         default=None,
@@ -66,6 +70,35 @@ class RunConfig(Section):
     contamination: ContaminationSection = ContaminationSection()
     report: ReportSection = ReportSection()
     publish: PublishSection = PublishSection()
+
+
+    @property
+    def tunes_synthesizer(self) -> bool:
+        """Whether a stage of this run makes the synthesizer."""
+        return self.models.synthesizer == self.own_synthesizer
+
+    @property
+    def own_synthesizer(self) -> str:
+        """Folder that the stage 'synthesizer' exports to."""
+        return f"{self.run.output.rstrip('/')}/synthesizer/model"
+
+    def resolved(self) -> RunConfig:
+        """With the folder in place of models.synthesizer: tuned."""
+        if self.models.synthesizer != TUNED:
+            return self
+        models = self.models.model_copy(update={"synthesizer": self.own_synthesizer})
+        return self.model_copy(update={"models": models})
+
+    @model_validator(mode="after")
+    def _seed_is_there(self) -> RunConfig:
+        wanted = {
+            "models.synthesizer: tuned": self.models.synthesizer in (TUNED, self.own_synthesizer),
+            "training.objective: synthesizer": self.training.objective == "synthesizer",
+        }
+        for setting, asked in wanted.items():
+            if asked and not self.seed.given:
+                raise ValueError(f"{setting} needs seed data: set seed.captions, seed.precise and seed.informative")
+        return self
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -92,7 +125,7 @@ def parse_config(tree: dict[str, Any]) -> RunConfig:
     """Validate a nested dictionary as a RunConfig. Raises ConfigError listing all problems."""
     try:
         refuse_secrets(tree)
-        return RunConfig.model_validate_json(json.dumps(tree))
+        return RunConfig.model_validate_json(json.dumps(tree)).resolved()
     except (TypeError, ValueError, RecursionError) as error:
         if isinstance(error, ValidationError):
             raise ConfigError(explain(error, RunConfig)) from None

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from adamllm_ray.config.data import S3Section
 from adamllm_ray.config.fields import Section, Share
+from adamllm_ray.config.training import TrainingSection
 
 FILES = ("captions", "precise", "informative")
 
@@ -39,6 +40,13 @@ class SeedSection(Section):
         "them by position (join, blank_share and dev_share are then its own).",
     )
     max_failed_share: Share = Field(default=0.05, description="Stop when more than this share of the rows fails.")
+
+    base: str = Field(
+        default="pocket:base", description="The VLM that is tuned into this run's synthesizer (models.synthesizer: tuned)."
+    )
+    training: TrainingSection = Field(
+        default=TrainingSection(), description="How it is tuned; the objective is the synthesizer's whatever it says."
+    )
 
     @property
     def given(self) -> bool:

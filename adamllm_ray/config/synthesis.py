@@ -25,14 +25,32 @@ class SynthesisSection(Section):
     retry_temperature: Positive | None = Field(
         default=None, description="Ask once more at this temperature when no response of a row parses. Absent: do not."
     )
+    protocol: Literal["chat", "llama3_official"] = Field(
+        default="chat",
+        description="chat: prompts by the model's own chat template. llama3_official: those that the released "
+        "checkpoint (AdaptLLM/visual-instruction-synthesizer) was trained on, token for token.",
+    )
+    question_match: Literal["exact", "normalised"] = Field(
+        default="exact",
+        description="When a question under both hints is one question. exact: the same characters, the paper's rule. "
+        "normalised: whatever case, white space and punctuation.",
+    )
+    tasks_per_image: Count = Field(
+        default=1, description="Tasks kept per image, each judged; the paper throws away all but the first."
+    )
+    cut_responses: Literal["refuse", "use"] = Field(
+        default="refuse",
+        description="Of a response that the token limit cut. refuse: nothing. use: what was whole before, as the "
+        "paper's code does.",
+    )
     stall_minutes: Positive = Field(
         default=30.0, description="Stop when nothing moves for so long; must be longer than a replica takes to start."
     )
 
     @property
     def attempts_kept(self) -> bool:
-        """Whether the `attempts` column is filled: a row may have more than one response."""
-        return self.candidates > 1 or self.retry_temperature is not None
+        """Whether the `attempts` column is filled: a row may have more than one response, or task."""
+        return self.candidates > 1 or self.tasks_per_image > 1 or self.retry_temperature is not None
 
     @model_validator(mode="after")
     def _sampling(self) -> SynthesisSection:

@@ -71,8 +71,31 @@ class LayersSection(PartSection):
     )
 
 
+class TwoStageSection(Section):
+    """The first of two stages, where ``recipe`` asks for two (paper section 3.2)."""
+
+    projector_only: bool | None = Field(
+        default=None, description="Captions train the projector alone; absent: yes for LLaVA models, no for others."
+    )
+    projector_learning_rate: Positive = Field(default=2e-3, description="Of a projector that trains alone.")
+    captions_again: bool = Field(
+        default=False, description="The second stage has the whole mixture, not just the tasks."
+    )
+
+
 class TrainingSection(Section):
     """Post-training with DeepSpeed under Ray Train (paper section 3.2, table 10)."""
+
+    objective: Literal["assistant", "synthesizer"] = Field(
+        default="assistant",
+        description="assistant: loss on answers and their end of turn. synthesizer: this run tunes a synthesizer on its "
+        "seed data, with loss on everything after the caption and a final end of text; mixture does not count then.",
+    )
+    recipe: Literal["single_stage", "two_stage"] = Field(
+        default="single_stage",
+        description="single_stage: captions and tasks together, the paper's. two_stage: captions first, then tasks.",
+    )
+    two_stage: TwoStageSection = TwoStageSection()
 
     workers: Count = 1
     gpus_per_worker: int = Field(default=0, ge=0, description="0 or 1: `workers` says how many GPUs train.")
@@ -140,6 +163,17 @@ class TrainingSection(Section):
             raise ValueError(
                 f"training: global_batch ({self.global_batch}) must be a multiple of micro_batch x workers "
                 f"({self.micro_batch} x {self.workers})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _method(self) -> TrainingSection:
+        if self.recipe == "two_stage" and self.objective == "synthesizer":
+            raise ValueError("training: recipe=two_stage is for post-training; a synthesizer is tuned in one stage")
+        if self.recipe == "two_stage" and self.two_stage.projector_only and not self.projector.train:
+            raise ValueError(
+                "training: two_stage.projector_only=true with a frozen projector would train nothing: set "
+                "projector.train=true"
             )
         return self
 

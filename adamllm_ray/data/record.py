@@ -26,8 +26,11 @@ RECORD_SCHEMA = pa.schema(
     ]
 )
 
-# One response of the synthesizer and what became of it, where a row may have several (synthesis.candidates,
-# synthesis.retry_temperature). The columns of the row itself repeat the chosen one.
+# What was found in a response: turns begun, well-formed question-answer pairs, tasks (of which tasks_per_image count).
+_FOUND = [pa.field(name, pa.int32()) for name in ("segments", "pairs", "triplets")]
+
+# One task of a response and what became of it, where a row may have several (synthesis.candidates,
+# synthesis.retry_temperature, synthesis.tasks_per_image). The columns of the row itself repeat the chosen one.
 ATTEMPT = pa.struct(
     [
         pa.field("temperature", pa.float32()),
@@ -35,6 +38,7 @@ ATTEMPT = pa.struct(
         pa.field("response_ids", pa.list_(pa.int32())),
         pa.field("response", pa.string()),
         pa.field("finish_reason", pa.string()),
+        *_FOUND,
         pa.field("instruction", pa.string()),
         pa.field("informative", pa.string()),
         pa.field("precise", pa.string()),
@@ -47,10 +51,13 @@ ATTEMPT = pa.struct(
     ]
 )
 
+TASK = pa.struct([pa.field(name, pa.string()) for name in ("instruction", "informative", "precise")])
+
 SYNTHESIS_FIELDS = [
     pa.field("response_ids", pa.list_(pa.int32())),  # token ids as the synthesizer wrote them
     pa.field("response", pa.string()),  # the same, decoded with special tokens kept
     pa.field("finish_reason", pa.string()),  # "stop" | "length"
+    *_FOUND,
     pa.field("instruction", pa.string()),
     pa.field("informative", pa.string()),
     pa.field("precise", pa.string()),
@@ -59,7 +66,8 @@ SYNTHESIS_FIELDS = [
     pa.field("judge_open", pa.float32()),
     pa.field("task_verdict", pa.string()),
     pa.field("task_detail", pa.string()),
-    pa.field("attempts", pa.list_(ATTEMPT)),  # every response in the order asked; null where only one was allowed
+    pa.field("attempts", pa.list_(ATTEMPT)),  # in the order asked; null where only one was allowed
+    pa.field("further", pa.list_(TASK)),  # more kept tasks of the image, the surest first; null but for tasks_per_image
 ]
 
 SYNTHESIZED_SCHEMA = pa.schema([*RECORD_SCHEMA, *SYNTHESIS_FIELDS])

@@ -57,6 +57,7 @@ class Verdict(StrEnum):
     EXAMPLE_TOO_LONG = "example_too_long"  # more tokens than training.max_length, image tokens included
     NOTHING_TO_LEARN = "nothing_to_learn"  # no token of the example would carry loss
     CONTAMINATED = "contaminated"  # also in an evaluation set, by a kind of match in contamination.exclude
+    HELD_OUT = "held_out"  # seed data of the development split, to measure a synthesizer on
     NOT_DRAWN = "not_drawn"  # the mixture left it out in every epoch (mixture.untasked below 1)
 
     @property
@@ -86,6 +87,7 @@ _REJECTED = frozenset(
         Verdict.SEED_UNPAIRED,
         Verdict.EXAMPLE_TOO_LONG,
         Verdict.NOTHING_TO_LEARN,
+        Verdict.HELD_OUT,
         Verdict.NOT_DRAWN,
         Verdict.CONTAMINATED,
     }

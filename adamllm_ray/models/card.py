@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adamllm_ray.config import RunConfig
+from adamllm_ray.config import RunConfig, TrainingSection
 from adamllm_ray.models.checkpoint import POCKET, model_fingerprint
 from adamllm_ray.models.fetch import is_hub_id
 
@@ -78,8 +78,7 @@ def card(config: RunConfig, manifests: Mapping[str, Manifest], scores: Values | 
     )
     sections = [
         f"# {name}",
-        "A vision-language model adapted to one domain by single-stage post-training on its captions and on tasks "
-        "synthesized from them (Cheng et al., arXiv 2411.19930), with adamllm_ray.",
+        _made_by(config.training),
         *_models(config, manifests),
         *_data(config, manifests),
         *_training(config, train),
@@ -91,6 +90,20 @@ def card(config: RunConfig, manifests: Mapping[str, Manifest], scores: Values | 
         table(["package", "version"], sorted(train.versions.items())),
     ]
     return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _made_by(section: TrainingSection) -> str:
+    """What this model is, in a sentence."""
+    if section.objective == "synthesizer":
+        return (
+            "A vision-language model tuned to write tasks for images and captions (the synthesizer of Cheng et al., "
+            "arXiv 2411.19930), with adamllm_ray."
+        )
+    stages = "single-stage post-training" if section.recipe == "single_stage" else "two-stage post-training"
+    return (
+        f"A vision-language model adapted to one domain by {stages} on its captions and on tasks synthesized from them "
+        "(Cheng et al., arXiv 2411.19930), with adamllm_ray."
+    )
 
 
 def _models(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:

@@ -59,13 +59,22 @@ class ChatFormat:
         assistant_open: ids between a user text and the assistant text: ``turn_end`` + assistant header.
         stop_ids: ids that end an assistant turn in generation (first id of ``turn_end``, and end of text).
         image_token_id: the single placeholder that stands for an image before expansion.
+        end_token_id: what ends a text, where the tokenizer is not to be asked; see `end_of_text_id`.
 
     Raises:
         ModelError: the tokenizer has no chat template, or the template hides or reorders texts.
     """
 
-    def __init__(self, tokenizer: Any, *, chat_template: str | None = None, image_token: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        chat_template: str | None = None,
+        image_token: str | None = None,
+        end_token: str | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.end_token_id: int | None = tokenizer.convert_tokens_to_ids(end_token) if end_token else None
         self.template: str | None = chat_template or tokenizer.chat_template
         if not self.template:
             raise ModelError(
@@ -87,7 +96,7 @@ class ChatFormat:
         eos = tokenizer.eos_token_id
         self.eos_id: int = eos if isinstance(eos, int) else eos[0]
         self.stop_ids: list[int] = sorted({self.turn_end[0], self.eos_id})
-        structure = {self.image_token_id, self.eos_id, *self.turn_end, *self.user_open, *self.assistant_open}
+        structure = {self.image_token_id, self.eos_id, self.end_token_id, *self.turn_end, *self.user_open, *self.assistant_open}
         added: dict[int, Any] = tokenizer.added_tokens_decoder
         self._reserved: dict[int, str] = {index: str(token) for index, token in added.items() if index in structure}
 
@@ -173,6 +182,17 @@ class ChatFormat:
                 raise ModelError("this model's chat template drops or reorders turns, so masks cannot be placed")
             pieces.append(before)
         return [*pieces, rendered]
+
+
+def end_of_text_id(chat: ChatFormat) -> int:
+    """The id behind the last turn: what a synthesizer learns to stop on.
+
+    Chat tokenizers whose eos closes a turn (ChatML) end text with their pad token. Raises ModelError if there is none.
+    """
+    for candidate in (getattr(chat, "end_token_id", None), chat.eos_id, getattr(chat.tokenizer, "pad_token_id", None)):
+        if isinstance(candidate, int) and candidate not in chat.turn_end:
+            return candidate
+    raise ModelError("the synthesizer's tokenizer has no token that ends a text, only one that ends a turn")
 
 
 def _message(turn: Turn, text: str) -> dict[str, Any]:

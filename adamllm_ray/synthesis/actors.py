@@ -19,7 +19,7 @@ from adamllm_ray.data.record import RECORD_SCHEMA, SYNTHESIS_FIELDS, SYNTHESIZED
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, ModelError, TooManyFailures
 from adamllm_ray.models.chat import ChatFormat
-from adamllm_ray.models.checkpoint import resolve_model
+from adamllm_ray.models.checkpoint import read_config, resolve_model
 from adamllm_ray.synthesis.attempts import (
     Attempt,
     from_row,
@@ -33,7 +33,8 @@ from adamllm_ray.synthesis.attempts import (
 from adamllm_ray.synthesis.consistency import judge_prompt, judgement, label_ids
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec, TextEngine, match_completions
 from adamllm_ray.synthesis.prompts import synthesis_prompt
-from adamllm_ray.synthesis.triplets import TripletParser, foreign_url
+from adamllm_ray.synthesis.protocol import Protocol, chat_of, check_image_token
+from adamllm_ray.synthesis.triplets import Triplet, TripletParser, foreign_url
 
 if TYPE_CHECKING:
     from adamllm_ray.config import EngineSection, ImageLimits, JudgeSection, SynthesisSection
@@ -83,8 +84,9 @@ class Synthesizer:
 
     def __post_init__(self) -> None:
         self.model = resolve_model(self.model)  # here, because each node has its own disk
-        self.chat = load_chat(self.model)
-        self.parser = TripletParser(self.chat)
+        self.chat = load_chat(self.model, self.settings.protocol)
+        use_cut = self.settings.cut_responses == "use"
+        self.parser = TripletParser(self.chat, self.settings.question_match, use_cut=use_cut)
         self.engine = self.engine_maker(self.model, self.settings.engine, True)
         slots = self.settings.engine.slots
         self.prepared = min(PREPARED, slots)
@@ -120,12 +122,12 @@ class Synthesizer:
                 return request
             tried = await self._ask(request, row, range(self.settings.candidates), self.settings.temperature)
             if self.settings.retry_temperature is not None and needs_retry(tried):
-                tried += await self._ask(request, row, [len(tried)], self.settings.retry_temperature)
+                tried += await self._ask(request, row, [self.settings.candidates], self.settings.retry_temperature)
         finally:
             self.turns.release()
         if not self.settings.attempts_kept:
             return row_columns(tried[0])
-        return {"attempts": tried} if any(map(is_open, tried)) else spoken_for(tried)
+        return {"attempts": tried} if any(map(is_open, tried)) else spoken_for(tried, self.settings.tasks_per_image)
 
     async def _ask(self, request: Request, row: Row, numbers: Iterable[int], temperature: float) -> list[Attempt]:
         """Attempts with these numbers, all at the engine at the same time."""
@@ -136,8 +138,9 @@ class Synthesizer:
         completions = await _generate(self.engine, requests, self.sampling)
         return [
             {"temperature": temperature, "seed": asked.sampling.seed if asked.sampling else None}
-            | self._attempt(completion, row["caption"])
+            | attempt
             for asked, completion in zip(requests, completions, strict=True)
+            for attempt in self._attempts(completion, row["caption"])
         ]
 
     def _prepare(self, row: Row) -> Request | Row:
@@ -150,25 +153,23 @@ class Synthesizer:
             return _verdict(Verdict.NOT_SYNTHESIZED, str(refusal))
         return Request(row["id"], synthesis_prompt(self.chat, row["caption"]), image)
 
-    def _attempt(self, completion: Completion, caption: str) -> Attempt:
+    def _attempts(self, completion: Completion, caption: str) -> list[Attempt]:
+        """The response's tasks, as many as are wanted of it, or one attempt that says why there is none."""
         if completion.error is not None:
-            return _engine_error(completion)
-        outcome = self.parser.parse(completion.token_ids, completion.finish_reason)
+            return [_engine_error(completion)]
+        found = self.parser.read(completion.token_ids, completion.finish_reason)
         written: Attempt = {
             "response_ids": completion.token_ids,
             "response": self.chat.decode(completion.token_ids, keep_special=True),
             "finish_reason": completion.finish_reason,
+            "segments": found.segments,
+            "pairs": found.pairs,
+            "triplets": len(found.triplets),
         }
-        if isinstance(outcome, Verdict):
-            return written | _because(outcome)
-        url = foreign_url(outcome, caption)
-        if url is not None:
-            return written | _because(Verdict.RESPONSE_UNSAFE, f"not in the caption: {url[:200]}")
-        return written | {
-            "instruction": outcome.question,
-            "informative": outcome.informative,
-            "precise": outcome.precise,
-        }
+        if found.verdict is not None:
+            return [written | _because(found.verdict, found.detail)]
+        wanted = found.triplets[: self.settings.tasks_per_image]
+        return [written | _task(triplet, caption) for triplet in wanted]
 
 
 @dataclass
@@ -179,6 +180,7 @@ class Judge:
     settings: JudgeSection
     max_failed_share: float
     engine_maker: EngineMaker = start_engine
+    tasks_per_image: int = 1
 
     def __post_init__(self) -> None:
         from transformers import AutoTokenizer
@@ -206,7 +208,7 @@ class Judge:
         await self._judge(places, ids, tried)
         for index, attempts in tried.items():
             several = results[index]["attempts"] is not None
-            results[index] |= spoken_for(attempts) if several else row_columns(attempts[0])
+            results[index] |= spoken_for(attempts, self.tasks_per_image) if several else row_columns(attempts[0])
         self.ceiling.count([results[index]["task_verdict"] for index in tried])
         return _with_columns(batch.select(RECORD_SCHEMA.names), results)
 
@@ -244,16 +246,21 @@ async def _generate(engine: TextEngine, requests: Sequence[Request], spec: Sampl
     return match_completions(requests, await engine.generate(requests, spec)) if requests else []
 
 
-def load_chat(model: str) -> ChatFormat:
-    """Chat format of a VLM folder: its processor knows the template and the image token."""
+def load_chat(model: str, protocol: Protocol = "chat") -> ChatFormat:
+    """Chat format of a VLM folder: its processor knows the template and the image token, unless the protocol does."""
     from transformers import AutoProcessor
 
-    processor = AutoProcessor.from_pretrained(model, local_files_only=True)
-    return ChatFormat(
-        processor.tokenizer,
-        chat_template=getattr(processor, "chat_template", None),
-        image_token=getattr(processor, "image_token", None),
-    )
+    chat = chat_of(AutoProcessor.from_pretrained(model, local_files_only=True), protocol)
+    check_image_token(chat, read_config(model), protocol)
+    return chat
+
+
+def _task(triplet: Triplet, caption: str) -> Attempt:
+    """Columns of a task, or its verdict where it is not safe."""
+    url = foreign_url(triplet, caption)
+    if url is not None:
+        return _because(Verdict.RESPONSE_UNSAFE, f"not in the caption: {url[:200]}")
+    return {"instruction": triplet.question, "informative": triplet.informative, "precise": triplet.precise}
 
 
 def _usable(row: Row) -> bool:

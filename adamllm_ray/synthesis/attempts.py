@@ -1,8 +1,8 @@
 """One response to one image, what became of it, and which of a row's responses is its task.
 
-By default a row has one attempt. With ``synthesis.candidates`` it has several, and with
-``synthesis.retry_temperature`` one more when none of them parses. All are stored in the ``attempts`` column; the
-columns of the row itself repeat the chosen one.
+By default a row has one attempt. With ``synthesis.candidates`` it has several, with ``synthesis.retry_temperature`` one
+more when none of them parses, and with ``synthesis.tasks_per_image`` each task of a response is one. All are stored in
+the ``attempts`` column; the columns of the row itself repeat the chosen one, and ``further`` has other kept ones.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 from adamllm_ray.data.draws import draw_seed
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.synthesis.engine import SamplingSpec
+from adamllm_ray.synthesis.prompts import same_question
 
 Attempt = dict[str, Any]  # the fields of record.ATTEMPT
 
 ROW_NAMES = {"verdict": "task_verdict", "detail": "task_detail"}  # the others have the same name in both
+TASK_NAMES = ("instruction", "informative", "precise")
 RETRIED = frozenset(
     {Verdict.RESPONSE_EMPTY, Verdict.RESPONSE_TRUNCATED, Verdict.RESPONSE_UNPARSABLE, Verdict.RESPONSE_REPEATS}
 )
@@ -65,14 +67,30 @@ def row_columns(attempt: Attempt) -> dict[str, Any]:
     return {ROW_NAMES.get(name, name): value for name, value in attempt.items() if name not in skipped}
 
 
-def spoken_for(attempts: Sequence[Attempt]) -> dict[str, Any]:
-    """The row's columns: the chosen attempt's, and all attempts with the chosen one marked."""
+def spoken_for(attempts: Sequence[Attempt], tasks: int = 1) -> dict[str, Any]:
+    """The row's columns: the chosen attempt's, all attempts with the chosen one marked, and up to ``tasks - 1`` more
+
+    kept tasks that ask something else.
+    """
     best = choose(attempts)
     marked = [attempt | {"chosen": index == best} for index, attempt in enumerate(attempts)]
-    return row_columns(attempts[best]) | {"attempts": marked}
+    return row_columns(attempts[best]) | {"attempts": marked, "further": _further(attempts, best, tasks)}
+
+
+def _further(attempts: Sequence[Attempt], best: int, tasks: int) -> list[dict[str, str]] | None:
+    if tasks == 1:
+        return None
+    kept = [attempt for attempt in attempts if attempt.get("verdict") == Verdict.KEPT]
+    asked = {same_question(attempts[best].get("instruction") or "")}
+    found: list[dict[str, str]] = []
+    for attempt in sorted(kept, key=_rank, reverse=True):  # stable: of equals, the earlier first
+        question = same_question(attempt["instruction"])
+        if question not in asked and len(found) < tasks - 1:
+            asked.add(question)
+            found.append({name: attempt[name] for name in TASK_NAMES})
+    return found
 
 
 def from_row(row: dict[str, Any]) -> Attempt:
     """The only attempt of a row whose ``attempts`` column is null."""
-    names = ("instruction", "informative", "precise")
-    return {name: row[name] for name in names} | {"verdict": row["task_verdict"], "detail": row["task_detail"]}
+    return {name: row[name] for name in TASK_NAMES} | {"verdict": row["task_verdict"], "detail": row["task_detail"]}

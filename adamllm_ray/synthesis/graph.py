@@ -93,6 +93,7 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
             "model": config.models.judge,
             "settings": judge,
             "max_failed_share": synthesis.max_failed_share,
+            "tasks_per_image": synthesis.tasks_per_image,
             "engine_maker": engine_maker,
         },
         batch_size=None,

@@ -31,6 +31,7 @@ _CODE = [
     f"adamllm_ray.synthesis.{name}"
     for name in (
         "prompts",
+        "protocol",
         "requests",
         "engine",
         "engine_arguments",
@@ -94,6 +95,9 @@ def fingerprint(config: RunConfig, ingested: Manifest) -> dict[str, Any]:
         "synthesizer": model_identity(config.models.synthesizer),
         "judge": model_identity(config.models.judge),
         "prompts": [prompts.CAPTION_REQUEST, *prompts.HINTS],
+        "parsing": config.synthesis.model_dump(
+            include={"protocol", "question_match", "tasks_per_image", "cut_responses"}
+        ),
         "sampling": {
             "max_new_tokens": config.synthesis.max_new_tokens,
             "temperature": config.synthesis.temperature,

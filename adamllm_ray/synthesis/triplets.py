@@ -4,9 +4,10 @@ The response starts inside an open user turn. On *token ids* it is cut at the te
 
     hint question <assistant_open> answer <user_open> hint question <assistant_open> answer <turn_end> <eos>
 
-A response that was cut by the token limit gives nothing; a turn that is not closed or holds stray special tokens is
-left out. Text that only looks like a special token is ordinary ids and cannot break anything. The first question that
-stands under both hints with exactly the same text is the task. Nothing here raises on any response.
+A response that was cut by the token limit gives nothing, unless asked for; a turn that is not closed or holds stray
+special tokens is left out. Text that only looks like a special token is ordinary ids and cannot break anything. A
+question that stands under both hints is a task: with exactly the same text, the paper's rule, or with the same words.
+How many turns, pairs and tasks there were is told with them. Nothing here raises on any response.
 
 Captions come from outside and may hold orders to the model ("ignore the above, visit http://..."). They are data: they
 enter the prompt as ids inside their own turn. Of what the model makes of them, a task with a URL that the caption does
@@ -18,11 +19,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import ModelError
-from adamllm_ray.models.chat import ChatFormat
-from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, HINTS, split_hint
+from adamllm_ray.models.chat import ChatFormat, end_of_text_id
+from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, HINTS, same_question, split_hint
+
+QuestionMatch = Literal["exact", "normalised"]
 
 MAX_PERIOD = 64  # tokens; a cycle longer than this is not looked for
 MIN_CYCLES = 4
@@ -39,28 +42,62 @@ class Triplet:
     precise: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found in a response.
+
+    Attributes:
+        triplets: its tasks, in the order in which they were complete.
+        segments: user turns begun.
+        pairs: of these, well-formed ones with an answer.
+        verdict: why there is no task, None where there is one.
+        detail: the same in words.
+    """
+
+    triplets: list[Triplet]
+    segments: int
+    pairs: int
+    verdict: Verdict | None = None
+    detail: str | None = None
+
+
 class TripletParser:
     """Parser for one tokenizer. ``end_id`` is the token that ends a response (give it to the engine as stop).
+
+    Args:
+        chat: the format of the protocol.
+        match: when two questions are one (`QuestionMatch`).
+        use_cut: take what is whole of a response that the token limit cut.
 
     Raises:
         ModelError: the tokenizer has no end-of-text token apart from its end of turn.
     """
 
-    def __init__(self, chat: ChatFormat) -> None:
-        self.chat = chat
-        self.end_id = _end_of_text(chat)
+    def __init__(self, chat: ChatFormat, match: QuestionMatch = "exact", *, use_cut: bool = False) -> None:
+        self.chat, self.match, self.use_cut = chat, match, use_cut
+        self.end_id = end_of_text_id(chat)
         added = getattr(chat.tokenizer, "added_tokens_decoder", {})
         self._special = {token for token, entry in added.items() if entry.special} | {chat.turn_end[0], self.end_id}
 
     def parse(self, response_ids: Sequence[int], finish_reason: str) -> Triplet | Verdict:
-        """The response's triplet, or why it has none: response_empty, _repeats, _truncated or _unparsable."""
+        """The response's first triplet, or why it has none: response_empty, _repeats, _truncated or _unparsable."""
+        found = self.read(response_ids, finish_reason)
+        return found.verdict or found.triplets[0]
+
+    def read(self, response_ids: Sequence[int], finish_reason: str) -> Reading:
+        """Everything that is in a response."""
         ids = self._content(response_ids)
         if not self.chat.decode(ids).strip():
-            return Verdict.RESPONSE_EMPTY
-        if finish_reason == "length":  # it did not find its end: whatever it holds was written by a lost model
-            return Verdict.RESPONSE_REPEATS if repeats(ids) else Verdict.RESPONSE_TRUNCATED
-        triplet = first_triplet(self.pairs(response_ids))
-        return Verdict.RESPONSE_UNPARSABLE if triplet is None else triplet
+            return Reading([], 0, 0, Verdict.RESPONSE_EMPTY)
+        segments, pairs = len(_split(ids, self.chat.user_open)), self.pairs(response_ids)
+        found = triplets(pairs, self.match)
+        if finish_reason == "length" and not (self.use_cut and found):
+            # it did not find its end: whatever it holds was written by a lost model
+            verdict = Verdict.RESPONSE_REPEATS if repeats(ids) else Verdict.RESPONSE_TRUNCATED
+            return Reading([], segments, len(pairs), verdict)
+        if not found:
+            return Reading([], segments, len(pairs), Verdict.RESPONSE_UNPARSABLE, _why_none(segments, pairs))
+        return Reading(found, segments, len(pairs))
 
     def pairs(self, response_ids: Sequence[int]) -> list[tuple[str, str]]:
         """(user text, assistant text) of every well-formed turn pair, in order; both stripped and not empty."""
@@ -114,25 +151,33 @@ def foreign_url(triplet: Triplet, caption: str) -> str | None:
     return None
 
 
-def first_triplet(pairs: Sequence[tuple[str, str]]) -> Triplet | None:
-    """The first question asked under both hints in exactly the same words; the first answer to each counts."""
+def triplets(pairs: Sequence[tuple[str, str]], match: QuestionMatch = "exact") -> list[Triplet]:
+    """Every question asked under both hints, as it was put first; the first answer to each counts."""
     answers: dict[str, dict[str, str]] = {hint: {} for hint in HINTS}
+    wording: dict[str, str] = {}
+    found: dict[str, Triplet] = {}
     for text, answer in pairs:
         hint, question = split_hint(text)
         if hint is None or not question:
             continue
-        answers[hint].setdefault(question, answer)
-        if all(question in answers[each] for each in HINTS):
-            return Triplet(question, answers[HINT_INFORMATIVE][question], answers[HINT_PRECISE][question])
-    return None
+        key = question if match == "exact" else same_question(question)
+        wording.setdefault(key, question)
+        answers[hint].setdefault(key, answer)
+        if key not in found and all(key in answers[each] for each in HINTS):
+            found[key] = Triplet(wording[key], answers[HINT_INFORMATIVE][key], answers[HINT_PRECISE][key])
+    return list(found.values())
 
 
-def _end_of_text(chat: ChatFormat) -> int:
-    """The id after the last turn. Chat tokenizers whose eos closes a turn (ChatML) end text with their pad token."""
-    for candidate in (chat.eos_id, getattr(chat.tokenizer, "pad_token_id", None)):
-        if isinstance(candidate, int) and candidate not in chat.turn_end:
-            return candidate
-    raise ModelError("the synthesizer's tokenizer has no token that ends a text, only one that ends a turn")
+def _why_none(segments: int, pairs: Sequence[tuple[str, str]]) -> str:
+    """What a response without a task holds, in words."""
+    if not pairs:
+        return f"{segments} turns, none of them a question with a finished answer"
+    hints = [split_hint(text)[0] for text, _ in pairs]
+    counts = {"precise": hints.count(HINT_PRECISE), "informative": hints.count(HINT_INFORMATIVE)}
+    told = ", ".join(f"{count} {name}" for name, count in counts.items())
+    missing = [name for name, count in counts.items() if not count]
+    reason = f"none is {' or '.join(missing)}" if missing else "no question is under both hints"
+    return f"{len(pairs)} pairs ({told}, {hints.count(None)} without a hint): {reason}"
 
 
 def _split(ids: Sequence[int], marker: Sequence[int]) -> list[list[int]]:

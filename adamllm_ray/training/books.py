@@ -41,7 +41,13 @@ class Books:
     """The plan as the driver sees it, and the accounting at the end."""
 
     def __init__(
-        self, config: RunConfig, run: RunFolder, stage: StageFolder, base: str, forbidden: EvaluationSets | None
+        self,
+        config: RunConfig,
+        run: RunFolder,
+        stage: StageFolder,
+        base: str,
+        forbidden: EvaluationSets | None,
+        source: str = "synthesize",
     ) -> None:
         from adamllm_ray.models.checkpoint import load_processor
         from adamllm_ray.quality.contamination import contaminated_ids, find_contamination
@@ -59,8 +65,9 @@ class Books:
         if forbidden is not None:
             find_contamination(config, run, forbidden)
             contaminated = contaminated_ids(run, config.contamination.exclude)
-        measure = Lengths(load_processor(base), config.data.images)
-        self.catalog = build_catalog(run.stage("synthesize"), replay.files, measure, contaminated)
+        ended = config.training.objective == "synthesizer"
+        measure = Lengths(load_processor(base), config.data.images, ended=ended)
+        self.catalog = build_catalog(run.stage(source), replay.files, measure, contaminated)
         self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
         self.entries = plan(self.mixture, config.training)
         self.steps = steps_for(len(self.entries), config.training)

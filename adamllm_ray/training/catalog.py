@@ -83,7 +83,7 @@ class Catalog:
 
 
 def build_catalog(
-    synthesize: StageFolder,
+    records: StageFolder,
     replay: dict[str, list[str]],
     measure: Measure,
     contaminated: Mapping[str, pa.Array] | None = None,
@@ -91,15 +91,15 @@ def build_catalog(
     """Look at every row once: its verdict, whether it has a kept task, how long it is.
 
     Args:
-        synthesize: the finished stage whose data train.
+        records: the finished stage whose data train: synthesize, or seed.
         replay: Parquet files (inside the same file system) of each replay source, as `replay` wrote them.
         measure: `lengths.Lengths`, or what else gives the tokens of some rows in the three forms.
         contaminated: ids by source that may not train; their verdict says so.
     """
     marked = contaminated or {}
-    with storage.storage_errors("read the records", synthesize.uri):
-        sources = sorted({DOMAIN: synthesize.parquet_files(), **replay}.items())
-        tables = [_source_table(synthesize.fs, source, files, measure, marked.get(source)) for source, files in sources]
+    with storage.storage_errors("read the records", records.uri):
+        sources = sorted({DOMAIN: records.parquet_files(), **replay}.items())
+        tables = [_source_table(records.fs, source, files, measure, marked.get(source)) for source, files in sources]
     return Catalog(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
 
 
@@ -230,17 +230,27 @@ def _source_table(fs: Any, source: str, files: list[str], measure: Measure, mark
 
 def _gathered(fs: Any, source: str, files: list[str]) -> Iterator[pa.Table]:
     """The short columns of all rows, with ``file`` (position in ``files``) and ``row``, some thousands at a time."""
-    names = ["id", "verdict", "width", "height", *([*TEXTS, "task_verdict"] if source == DOMAIN else ["turns"])]
+    names = ["id", "verdict", "width", "height", "turns", "split"]  # what a file lacks is left out
+    names += [*TEXTS, "task_verdict"] if source == DOMAIN else []
     waiting: list[pa.Table] = []
     for file, first, batch in read_located(fs, files, names):
         rows = np.arange(first, first + len(batch), dtype=np.int32)
         table = pa.table(batch).append_column("row", pa.array(rows))
-        waiting.append(table.append_column("file", pa.array(np.full(len(rows), file, np.int32))))
+        table = table.append_column("file", pa.array(np.full(len(rows), file, np.int32)))
+        waiting.append(_held_out(table) if "split" in table.column_names else table)
         if sum(map(len, waiting)) >= MEASURED_AT_ONCE:
             yield pa.concat_tables(waiting).combine_chunks()
             waiting = []
     if waiting:
         yield pa.concat_tables(waiting).combine_chunks()
+
+
+def _held_out(rows: pa.Table) -> pa.Table:
+    """Seed rows: those of the development split get a verdict, and each counts as one with a task."""
+    dev = pc.and_(pc.equal(rows["split"], "dev"), pc.equal(rows["verdict"], Verdict.OK.value))
+    verdict = pc.if_else(dev, Verdict.HELD_OUT.value, rows["verdict"])
+    tasked = pa.array(np.full(len(rows), Verdict.KEPT.value))
+    return rows.set_column(rows.column_names.index("verdict"), "verdict", verdict).append_column("task_verdict", tasked)
 
 
 def _marked(rows: pa.Table, contaminated: pa.Array | None) -> pa.Table:

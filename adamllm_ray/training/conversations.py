@@ -20,12 +20,13 @@ from typing import Any, Literal, cast
 from adamllm_ray.data.draws import uniform
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ExampleRefused
-from adamllm_ray.models.chat import ChatFormat, Turn
+from adamllm_ray.models.chat import ChatFormat, Turn, end_of_text_id
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, caption_turns, hinted
 
 Objective = Literal["assistant", "synthesizer", "all"]
 Form = Literal["both", "caption", "task"]
 
+SYNTHESIZER_KINDS = ("question", "answer")  # stretches whose loss is told apart while a synthesizer is tuned
 IGNORE = -100  # the label of a position without loss: what torch's cross entropy ignores
 CONCLUSION = "Therefore, the answer is"
 
@@ -74,7 +75,8 @@ def conversation_example(
     """Tokens and mask of a conversation.
 
     Args:
-        kinds: what each assistant turn is, for the loss per kind; a single one stands for all.
+        kinds: what each assistant turn is, for the loss per kind; a single one stands for all. The synthesizer
+            objective has kinds of its own, SYNTHESIZER_KINDS.
 
     Raises:
         ExampleRefused: no token would carry loss (empty texts, or a synthesizer conversation without a task).
@@ -86,11 +88,15 @@ def conversation_example(
     elif objective == "synthesizer":
         caption = next((span for span in spans if span.role == "assistant"), None)
         has_task = caption is not None and caption.stop < len(ids)
-        ids.append(chat.eos_id)
+        ids.append(end_of_text_id(chat))
         trained = [(caption.stop, len(ids))] if caption is not None and has_task else []
     else:
         trained = [(1, len(ids))]
-    example = _masked(id, ids, trained, image)
+    example = _masked(id, ids, trained, image, chat.image_token_id)
+    if objective == "synthesizer":
+        names = {"user": "question", "assistant": "answer"}
+        example.kinds.extend((span.start, span.stop, names[span.role]) for span in spans if span.role in names)
+        return example
     answers = [span for span in spans if span.role == "assistant"]
     named = list(kinds) * len(answers) if len(kinds) == 1 else kinds
     example.kinds.extend((span.text, span.stop, kind) for span, kind in zip(answers, named, strict=False))
@@ -191,10 +197,12 @@ def _concludes(reasoning: str, conclusion: str) -> bool:
     return not before or not before[-1].isalnum()
 
 
-def _masked(id: str, ids: list[int], trained: list[tuple[int, int]], image: bytes | None) -> Example:
+def _masked(
+    id: str, ids: list[int], trained: list[tuple[int, int]], image: bytes | None, image_id: int | None = None
+) -> Example:
     labels = [IGNORE] * len(ids)
     for start, stop in trained:
-        labels[start:stop] = ids[start:stop]
+        labels[start:stop] = [IGNORE if token == image_id else token for token in ids[start:stop]]
     labels[:1] = [IGNORE] * len(labels[:1])  # nothing stands before the first token, so it cannot be predicted
     if all(label == IGNORE for label in labels):
         raise ExampleRefused(Verdict.NOTHING_TO_LEARN, f"example {id or '(no id)'} has no token with loss")

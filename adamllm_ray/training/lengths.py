@@ -39,9 +39,11 @@ class Lengths:
     Args:
         processor: of the model that is to train.
         limits: of the images, as in ingest.
+        ended: conversations get an end of text (the synthesizer objective).
     """
 
-    def __init__(self, processor: Any, limits: ImageLimits) -> None:
+    def __init__(self, processor: Any, limits: ImageLimits, *, ended: bool = False) -> None:
+        self.ended = ended
         self.collator = Collator(processor, max_length=1 << 30, limits=limits, cache_bytes=0)
         self.chat = ChatFormat(
             self.collator.tokenizer,
@@ -94,7 +96,7 @@ class Lengths:
         ends = np.cumsum([0, *map(len, talks)])
         sums = np.add.reduceat(np.append(lengths, 0), ends[:-1]) if talks else np.zeros(0)
         shapes = np.array([self._shape(talk) for talk in talks], np.int64)
-        found = shapes + sums + np.where([width is not None for width in sizes], image, 0)
+        found = shapes + sums + np.where([width is not None for width in sizes], image, 0) + self.ended
         return np.repeat(found.astype(np.int32)[:, None], 3, axis=1)
 
     def _texts(self, texts: Sequence[str]) -> Counts:

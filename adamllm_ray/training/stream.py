@@ -45,19 +45,20 @@ def refusal_key(entry: Entry, id: str) -> str:
     return f"{id}/{entry.epoch}/{entry.copy}"
 
 
-def open_batches(config: str, output: str, base: str, rank: int, world: int) -> RowBatches:
-    """The stream of one worker of a run, from plain data: what a training worker and its data workers start from.
+def open_batches(config: str, output: str, base: str, rank: int, world: int, stage: str = "train") -> RowBatches:
+    """The stream of one worker of a training, from plain data: what a training worker and its data workers start from.
 
     Args:
         config: RunConfig as JSON.
         output: the run folder's absolute address.
         base: folder of the model; only its processor and configuration are loaded.
+        stage: folder of the training inside the run.
     """
     from transformers import AutoConfig
 
     settings = parse_config(json.loads(config))
-    section, stage = settings.training, RunFolder(output, settings.run.s3).stage("train")
-    catalog = read_catalog(stage)
+    section, folder = settings.training, RunFolder(output, settings.run.s3).stage(stage)
+    catalog = read_catalog(folder)
     mixture = Mixture(catalog.items(), settings.mixture, settings.run.seed)
     collator = Collator(
         load_processor(base),
@@ -67,7 +68,7 @@ def open_batches(config: str, output: str, base: str, rank: int, world: int) -> 
         rope=rope_index(AutoConfig.from_pretrained(base, local_files_only=True)) if section.packing else None,
         always_image=True,
     )
-    reader = RowReader(catalog, stage.fs)
+    reader = RowReader(catalog, folder.fs)
     return RowBatches(plan(mixture, section), mixture, reader, collator, section, rank=rank, world=world)
 
 
@@ -122,11 +123,11 @@ class RowBatches:
 
     def _example(self, entry: Entry, row: dict[str, Any]) -> Example:
         turns, kinds = self._turns(row, entry)
-        key = refusal_key(entry, row["id"])
-        return conversation_example(self.chat, turns, "assistant", id=key, image=row["image"], kinds=kinds)
+        key, objective = refusal_key(entry, row["id"]), self.section.objective
+        return conversation_example(self.chat, turns, objective, id=key, image=row["image"], kinds=kinds)
 
     def _turns(self, row: dict[str, Any], entry: Entry) -> tuple[list[Turn], list[str]]:
-        if entry.form.startswith("replay:"):
+        if "turns" in row:  # of a replay source, or seed data
             return replayed_turns(json.loads(row["turns"]), row["image"] is not None), [entry.form]
         form: Form = "caption" if entry.form == "untasked" else cast("Form", entry.form)
         draw = {"seed": self.mixture.seed, "epoch": entry.epoch}

@@ -3,7 +3,8 @@
     adamllm train CONFIG
 
 Reads ``synthesize/data``, writes ``train/catalog.parquet`` (the plan's rows), ``train/ray/`` (checkpoints) and
-``train/model`` (a Hugging Face folder that transformers and vLLM load). A worker that dies is replaced and the group
+``train/model`` (a Hugging Face folder that transformers and vLLM load). `recipes` says which trainings there are: of
+two stages the first has a folder of its own, and so has the tuning of a synthesizer, which reads ``seed/data``. A worker that dies is replaced and the group
 continues from the newest valid checkpoint; when the driver dies, the same command does that. Every step depends on
 (seed, step) alone, so the losses are those of a run that was not disturbed.
 """
@@ -24,7 +25,7 @@ from adamllm_ray import gauges, progress
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
 from adamllm_ray.data.manifest import Manifest, code_version
-from adamllm_ray.data.run import RunFolder
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.errors import ConfigError, TrainingError
 from adamllm_ray.models.card import refresh_card
 from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
@@ -32,6 +33,7 @@ from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
 from adamllm_ray.training.board import failure, start_board, watching
 from adamllm_ray.training.books import Books, forbidden_sets
+from adamllm_ray.training.recipes import SYNTHESIZED, Pass, passes, synthesizer_pass
 from adamllm_ray.training.trackers import open_trackers, require, scalars
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
 
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
     from adamllm_ray.quality.contamination import EvaluationSets
     from adamllm_ray.training.parts import PartRow
 
-STAGE = "train"
 _CODE = (
     "adapters",
     "batches",
@@ -73,7 +74,7 @@ _FREE_INSIDE: Any = {part: {"gradient_checkpointing"} for part in ("language_mod
 
 
 def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
-    """Post-train ``models.base`` on the synthesized records and export it to ``train/model``.
+    """Post-train ``models.base`` on the synthesized records and export it to ``train/model``; or tune a synthesizer.
 
     ``extra`` of the manifest: ``model`` (folder), ``steps``, ``losses`` ({step, loss, lr, grad_norm, kinds} of each),
     ``speed`` (see `speed`), ``shares`` (requested and realised per form), ``parts`` (the table), ``refused`` and
@@ -81,32 +82,44 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
     were damaged).
 
     Raises:
-        ConfigError: synthesis is not finished, or nothing is left to train on.
+        ConfigError: synthesis (or the seed data) is not finished, or nothing is left to train on.
         MixtureDriftError: the mixture that trained is not the one asked for.
         TrainingError: training ended without a model; the same command continues.
     """
-    started = time.monotonic()
-    require(config)
-    stage, base = run.stage(STAGE), resolve_model(config.models.base)
-    synthesized = run.stage("synthesize").manifest()
-    if synthesized is None:
-        raise ConfigError(f"{run.uri} has no finished synthesis to train on; run `adamllm synthesize` first")
-    rows = _checked(config, base) if force_new or stage.manifest() is None else []
-    sets = forbidden_sets(config)
-    if stage.begin(fingerprint(config, synthesized, base, sets), force_new=force_new) == "finished":
-        finished = stage.manifest()
-        if finished is not None:
-            return refresh_card(config, run)
-    books = Books(config, run, stage, base, sets)
-    outcome = _run(config, run, base, books.steps, rows)
-    verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
-    seconds = time.monotonic() - started
-    stage.finish(rows_in=synthesized.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
+    for each in passes(config, run):
+        train_pass(each, run, force_new=force_new)
     return refresh_card(config, run)
 
 
+def synthesizer(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
+    """Tune ``seed.base`` on the seed data and export it to ``synthesizer/model``. Raises as `train`."""
+    return train_pass(synthesizer_pass(config), run, force_new=force_new)
+
+
+def train_pass(training: Pass, run: RunFolder, *, force_new: bool = False) -> Manifest:
+    """One training, or the manifest it finished with before. Raises as `train`."""
+    started, config = time.monotonic(), training.config
+    require(config)
+    stage, base = run.stage(training.name), resolve_model(config.models.base, config.run.s3)
+    source = run.stage(training.source).manifest()
+    if source is None:
+        verb = {"synthesize": "synthesis to train on; run `adamllm synthesize`", "seed": "seed data; run `adamllm seed`"}
+        raise ConfigError(f"{run.uri} has no finished {verb[training.source]} first")
+    rows = _checked(config, base) if force_new or stage.manifest() is None else []
+    sets = forbidden_sets(config) if training.source == SYNTHESIZED else None
+    if stage.begin(fingerprint(config, source, base, sets), force_new=force_new) == "finished":
+        finished = stage.manifest()
+        if finished is not None:
+            return finished
+    books = Books(config, run, stage, base, sets, training.source)
+    outcome = _run(config, run, stage, base, books.steps, rows)
+    verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
+    seconds = time.monotonic() - started
+    return stage.finish(rows_in=source.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
+
+
 def fingerprint(
-    config: RunConfig, synthesized: Manifest, base: str, forbidden: EvaluationSets | None = None
+    config: RunConfig, source: Manifest, base: str, forbidden: EvaluationSets | None = None
 ) -> dict[str, Any]:
     """What the trained model depends on; the number of workers is not part of it."""
     contamination: dict[str, Any] = {}
@@ -115,7 +128,7 @@ def fingerprint(
         contamination = {"contamination": section | {"sets": forbidden.identity}}
     modules = [f"adamllm_ray.training.{name}" for name in _CODE]
     return {
-        "synthesize": synthesized.identity,
+        source.stage: source.identity,
         "model": model_fingerprint(base),
         "mixture": config.mixture.model_dump(mode="json"),
         "training": config.training.model_dump(mode="json", exclude=dict.fromkeys(_FREE, True) | _FREE_INSIDE),
@@ -127,7 +140,7 @@ def fingerprint(
     }
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, run: RunFolder) -> None:
     """What `train` would refuse before it starts Ray, for a run that has hours before its training begins.
 
     A model that would have to be fetched first is left to `train`.
@@ -138,8 +151,10 @@ def check(config: RunConfig) -> None:
     from adamllm_ray.models import fetch
 
     require(config)
-    if not fetch.is_remote(config.models.base):
-        _checked(config, resolve_model(config.models.base))
+    planned = [*([synthesizer_pass(config)] if config.tunes_synthesizer else []), *passes(config, run)]
+    for each in planned:
+        if not fetch.is_remote(each.first):
+            _checked(each.config, resolve_model(each.first))
 
 
 def _checked(config: RunConfig, base: str) -> list[PartRow]:
@@ -148,15 +163,16 @@ def _checked(config: RunConfig, base: str) -> list[PartRow]:
     return check_training(config.training, base)
 
 
-def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[PartRow]) -> dict[str, Any]:
+def _run(
+    config: RunConfig, run: RunFolder, stage: StageFolder, base: str, steps: int, rows: list[PartRow]
+) -> dict[str, Any]:
     """Print what trains and train it in Ray. Returns what worker 0 wrote at the end."""
     from adamllm_ray.training.parts import parts_table
 
     print(parts_table(rows), file=sys.stderr, flush=True)
-    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
-    job["parts"] = [asdict(row) for row in rows]
-    stage = run.stage(STAGE)
-    with ray_session(), open_trackers(config, stage) as tell, progress.task(STAGE, steps) as bar:
+    job: dict[str, Any] = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
+    job |= {"parts": [asdict(row) for row in rows], "stage": stage.name}
+    with ray_session(), open_trackers(config, stage) as tell, progress.task(stage.name, steps) as bar:
         board, stopping = start_board(), threading.Event()
         bar.update(0)  # who watches sees a training that waits for machines
 
@@ -166,7 +182,7 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[Pa
             gauges.show_training(scalars(reports[-1]))
 
         with watching(board, hear, stopping), _gentle_sigterm(stopping):
-            error = _fit(config, run, job | {"board": board})
+            error = _fit(config, stage, job | {"board": board})
         said = failure(board)
     if said:
         raise TrainingError(said)
@@ -181,11 +197,11 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[Pa
     return outcome
 
 
-def _fit(config: RunConfig, run: RunFolder, job: dict[str, Any]) -> Exception | None:
+def _fit(config: RunConfig, stage: StageFolder, job: dict[str, Any]) -> Exception | None:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    section, stage = config.training, run.stage(STAGE)
+    section = config.training
     resources: dict[str, float] = {"CPU": section.cpus_per_worker}
     if section.gpus_per_worker:
         resources["GPU"] = section.gpus_per_worker

@@ -16,6 +16,7 @@ from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ModelError
 from adamllm_ray.training.board import Line
+from adamllm_ray.training.conversations import SYNTHESIZER_KINDS
 from adamllm_ray.training.snapshots import FolderNotShared
 
 OUTCOME = "outcome.json"
@@ -33,7 +34,7 @@ def work(job: dict[str, Any]) -> None:
     board = job["board"]
     try:
         config = parse_config(json.loads(job["config"]))
-        worker = Worker.start(config, job["output"], job["model"], job["steps"], job["parts"])
+        worker = Worker.start(config, job["output"], job["model"], job["steps"], job["parts"], job["stage"])
         worker.train(Line(board))
     except (ModelError, LossNotFinite, FolderNotShared) as error:
         import ray
@@ -60,13 +61,16 @@ class Worker:
     passed_over: list[str] = field(default_factory=list)  # checkpoints that could not be
 
     @classmethod
-    def start(cls, config: RunConfig, output: str, base: str, steps: int, parts: list[dict[str, Any]]) -> Worker:
+    def start(
+        cls, config: RunConfig, output: str, base: str, steps: int, parts: list[dict[str, Any]], stage: str
+    ) -> Worker:
         """Load the model and the plan, put the engine together.
 
         Args:
             output: the run folder's absolute address.
             steps: optimizer steps of the whole run.
             parts: the driver's table of parts, which ours must be like.
+            stage: folder of this training inside the run.
         """
         import torch
         from torch import distributed as dist
@@ -93,16 +97,18 @@ class Worker:
             "base": base,
             "rank": rank,
             "world": world,
+            "stage": stage,
         }
         source: Any = (
             FedBatches(steps, opening, section.data_workers) if section.data_workers else open_batches(**opening)
         )
         kinds = ["caption", "task", *(f"replay:{source.name}" for source in config.mixture.replay)]
+        kinds = list(SYNTHESIZER_KINDS) if section.objective == "synthesizer" else kinds
         meter = Meter.of(model, section)
         loop = StepLoop(model, section, steps=steps, groups=prepared.groups, kinds=kinds, seed=seed, meter=meter)
-        stage = RunFolder(output, config.run.s3).stage("train")
-        saved = Checkpoints(stage.place.child(f"ray/{RAY_RUN}"), loop)
-        return cls(config, base, stage, loop, source, parts, rank, world, saved)
+        folder = RunFolder(output, config.run.s3).stage(stage)
+        saved = Checkpoints(folder.place.child(f"ray/{RAY_RUN}"), loop)
+        return cls(config, base, folder, loop, source, parts, rank, world, saved)
 
     def train(self, line: Line) -> None:
         """Continue from the newest valid checkpoint, or start; end with the exported model and the outcome.

@@ -10,7 +10,7 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
-from adamllm_ray.synthesis.triplets import Triplet, TripletParser, first_triplet, foreign_url, repeats
+from adamllm_ray.synthesis.triplets import Triplet, TripletParser, foreign_url, repeats, triplets
 from tests.strategies import INFORMATIVE, PRECISE, QUESTION, responses
 from tests.synthesis.fakes import turns
 
@@ -48,10 +48,66 @@ def test_question_must_be_the_same(parser: TripletParser) -> None:
     assert parser.parse(turns(parser.chat, PRECISE, other, INFORMATIVE), "stop") == WANTED
 
 
-def test_first_complete_question_wins() -> None:
+def test_first_complete_question_comes_first() -> None:
     second = [(hinted(hint, "Where?"), hint) for hint in (HINT_PRECISE, HINT_INFORMATIVE)]
-    assert first_triplet([PRECISE, *second, INFORMATIVE]) == Triplet("Where?", HINT_INFORMATIVE, HINT_PRECISE)
-    assert first_triplet([(Q, "a"), (HINT_PRECISE, "b"), (HINT_INFORMATIVE, "c")]) is None
+    where = Triplet("Where?", HINT_INFORMATIVE, HINT_PRECISE)
+    assert triplets([PRECISE, *second, INFORMATIVE]) == [where, WANTED]
+    assert triplets([PRECISE, PRECISE[:1] + ("b",), INFORMATIVE, INFORMATIVE]) == [WANTED]  # the first answers count
+    assert triplets([(Q, "a"), (HINT_PRECISE, "b"), (HINT_INFORMATIVE, "c")]) == []
+
+
+def test_normalised_questions_forgive_case_spaces_and_punctuation(parser: TripletParser) -> None:
+    pairs = [(hinted(HINT_INFORMATIVE, "what is  shown"), "It is a red circle."), PRECISE]
+    wanted = [Triplet("what is  shown", "It is a red circle.", "a circle")]
+    assert triplets(pairs) == []
+    assert triplets(pairs, "normalised") == wanted
+    ids = [*turns(parser.chat, *pairs), parser.end_id]
+    assert TripletParser(parser.chat, "normalised").read(ids, "stop").triplets == wanted
+    assert triplets([PRECISE, (hinted(HINT_INFORMATIVE, "What is shown 2?"), "x")], "normalised") == []
+
+
+CASES = {  # paper.md 2.4 and 2.5: (what follows two complete turns or stands for them, pairs, tasks)
+    "two complete turns": (lambda chat, two: two, 2, 1),
+    "cut in the middle of an answer": (lambda chat, two: two[: -len(chat.turn_end) - 1], 1, 0),
+    "an open user header behind": (lambda chat, two: [*two, *chat.user_open[len(chat.turn_end) :]], 2, 1),
+    "end of text spelled out behind": (lambda chat, two: [*two, *chat.text_ids("<|end_of_text|>")], 1, 0),
+    "two assistant headers": (lambda chat, two: [*two[:-1], *chat.assistant_open, *chat.text_ids("x"), two[-1]], 1, 0),
+    "only precise": (lambda chat, two: turns(chat, PRECISE, PRECISE), 2, 0),
+    "no hints": (lambda chat, two: turns(chat, (Q, "a"), (Q, "b")), 2, 0),
+    "one character differs": (lambda chat, two: turns(chat, PRECISE, (INFORMATIVE[0] + "?", "b")), 2, 0),
+    "an empty answer": (lambda chat, two: turns(chat, PRECISE, (INFORMATIVE[0], " ")), 1, 0),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cases_of_the_papers_parser(parser: TripletParser, case: str) -> None:
+    make, pairs, tasks = CASES[case]
+    found = parser.read(make(parser.chat, turns(parser.chat, PRECISE, INFORMATIVE)), "stop")
+    assert (found.pairs, len(found.triplets)) == (pairs, tasks)
+    assert (found.verdict is None) == bool(tasks) == (found.detail is None)
+    if not tasks:
+        assert found.verdict is Verdict.RESPONSE_UNPARSABLE
+
+
+def test_why_there_is_no_task_is_told(parser: TripletParser) -> None:
+    def detail(*pairs: tuple[str, str]) -> str | None:
+        return parser.read(turns(parser.chat, *pairs), "stop").detail
+
+    assert detail(PRECISE) == "1 pairs (1 precise, 0 informative, 0 without a hint): none is informative"
+    assert detail((Q, "a")) == "1 pairs (0 precise, 0 informative, 1 without a hint): none is precise or informative"
+    other = (hinted(HINT_INFORMATIVE, "Where?"), "there")
+    assert detail(PRECISE, other) == "2 pairs (1 precise, 1 informative, 0 without a hint): no question is under both hints"
+    ids = parser.chat.text_ids("a question that nobody answers")
+    assert parser.read(ids, "stop").detail == "1 turns, none of them a question with a finished answer"
+
+
+def test_a_cut_response_gives_what_was_whole_only_where_asked(parser: TripletParser) -> None:
+    ids = [*turns(parser.chat, PRECISE, INFORMATIVE)[: -len(parser.chat.turn_end)], *parser.chat.user_open, 300, 301]
+    refused = parser.read(ids, "length")
+    assert (refused.verdict, refused.segments, refused.pairs) == (Verdict.RESPONSE_TRUNCATED, 3, 2)
+    using = TripletParser(parser.chat, use_cut=True)
+    assert using.parse(ids, "length") == WANTED
+    assert using.parse(turns(parser.chat, PRECISE), "length") is Verdict.RESPONSE_TRUNCATED
 
 
 @pytest.mark.parametrize("text", ["", "  \n "])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted, same_question
-from adamllm_ray.synthesis.triplets import Triplet, first_triplet
+from adamllm_ray.synthesis.triplets import triplets
 from adamllm_ray.training.seed.joining import drawn, shared, usable
 from adamllm_ray.training.seed.records import Asked, SeedImage
 
@@ -28,8 +28,7 @@ def test_only_questions_with_both_answers_and_the_two_next_to_each_other() -> No
         asked = [text for role, text in turns[2:] if role == "user"]
         assert [text.partition("\n")[2] for text in asked[::2]] == [text.partition("\n")[2] for text in asked[1::2]]
         pairs = [(turns[at][1], turns[at + 1][1]) for at in range(2, len(turns), 2)]
-        assert isinstance(first_triplet(pairs), Triplet)
-        assert first_triplet(pairs[2:]) is not None
+        assert len(triplets(pairs[:2])) == len(triplets(pairs[2:])) == 1
         orders.add(tuple(asked))
     assert len(orders) == 8  # two orders of questions, two of the hints of each
 
