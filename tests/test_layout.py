@@ -74,6 +74,7 @@ def test_verbs_of_the_command_line():
 
 TESTED_WITH_A_NEIGHBOUR = {
     "arguments.py": "test_cli.py",
+    "config/conversations.py": "training/test_wording.py",
     "config/data.py": "test_config.py",
     "config/engine.py": "synthesis/test_placement.py",
     "config/fields.py": "test_config.py",

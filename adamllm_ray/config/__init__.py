@@ -8,6 +8,7 @@ limit that was broken, before Ray starts. Configuration is data: YAML tags and P
 safe loader. No torch, ray or vllm is imported here.
 """
 
+from adamllm_ray.config.conversations import ConversationSection
 from adamllm_ray.config.data import Columns, DataSection, ImageLimits, S3Section, WebDatasetSection
 from adamllm_ray.config.engine import EngineSection
 from adamllm_ray.config.evaluation import AskedTask, EvaluationSection, TaskSection
@@ -30,6 +31,7 @@ __all__ = [
     "AskedTask",
     "Columns",
     "ContaminationSection",
+    "ConversationSection",
     "DataLicence",
     "DataSection",
     "EngineSection",

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from adamllm_ray.config.conversations import ConversationSection
 from adamllm_ray.config.data import DataSection, S3Section
 from adamllm_ray.config.evaluation import EvaluationSection
 from adamllm_ray.config.fields import Positive, Section
@@ -65,12 +66,12 @@ class RunConfig(Section):
     synthesis: SynthesisSection = SynthesisSection()
     judge: JudgeSection = JudgeSection()
     mixture: MixtureSection = MixtureSection()
+    conversations: ConversationSection = ConversationSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     contamination: ContaminationSection = ContaminationSection()
     report: ReportSection = ReportSection()
     publish: PublishSection = PublishSection()
-
 
     @property
     def tunes_synthesizer(self) -> bool:

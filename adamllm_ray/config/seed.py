@@ -42,7 +42,8 @@ class SeedSection(Section):
     max_failed_share: Share = Field(default=0.05, description="Stop when more than this share of the rows fails.")
 
     base: str = Field(
-        default="pocket:base", description="The VLM that is tuned into this run's synthesizer (models.synthesizer: tuned)."
+        default="pocket:base",
+        description="The VLM that is tuned into this run's synthesizer (models.synthesizer: tuned).",
     )
     training: TrainingSection = Field(
         default=TrainingSection(), description="How it is tuned; the objective is the synthesizer's whatever it says."

@@ -88,8 +88,8 @@ class TrainingSection(Section):
 
     objective: Literal["assistant", "synthesizer"] = Field(
         default="assistant",
-        description="assistant: loss on answers and their end of turn. synthesizer: this run tunes a synthesizer on its "
-        "seed data, with loss on everything after the caption and a final end of text; mixture does not count then.",
+        description="assistant: loss on answers and their end of turn. synthesizer: this run tunes a synthesizer on "
+        "its seed data, with loss on everything after the caption and a final end of text; without the mixture.",
     )
     recipe: Literal["single_stage", "two_stage"] = Field(
         default="single_stage",

@@ -96,7 +96,14 @@ class ChatFormat:
         eos = tokenizer.eos_token_id
         self.eos_id: int = eos if isinstance(eos, int) else eos[0]
         self.stop_ids: list[int] = sorted({self.turn_end[0], self.eos_id})
-        structure = {self.image_token_id, self.eos_id, self.end_token_id, *self.turn_end, *self.user_open, *self.assistant_open}
+        structure = {
+            self.image_token_id,
+            self.eos_id,
+            self.end_token_id,
+            *self.turn_end,
+            *self.user_open,
+            *self.assistant_open,
+        }
         added: dict[int, Any] = tokenizer.added_tokens_decoder
         self._reserved: dict[int, str] = {index: str(token) for index, token in added.items() if index in structure}
 

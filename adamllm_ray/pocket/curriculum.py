@@ -24,15 +24,15 @@ from adamllm_ray.synthesis.prompts import CAPTION_REQUEST, caption_turns, hinted
 from adamllm_ray.training.batches import micro_batches
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.conversations import (
-    CAPTION_REQUESTS,
     IGNORE,
     Example,
     completion_example,
     conversation_example,
-    joined_answer,
     synthesizer_turns,
 )
+from adamllm_ray.training.wording import joined_answer, shipped_requests
 
+CAPTION_REQUESTS = shipped_requests()[:10]  # as many as a model of this size needs
 PICTURES = 12_000
 HELD_OUT = 1_000_000  # pictures from this number on are never trained on
 ANSWER_TOKENS = 1  # every value of a fact is one token

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adamllm_ray import progress
-from adamllm_ray.config import RunConfig
+from adamllm_ray.config import ConversationSection, RunConfig
 from adamllm_ray.data import storage
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
@@ -31,13 +31,13 @@ from adamllm_ray.errors import ConfigError
 from adamllm_ray.publish.card import card
 from adamllm_ray.quality import measure
 from adamllm_ray.quality.contamination import EvaluationSets, contaminated_ids, find_contamination
-from adamllm_ray.training.conversations import single_stage_turns
+from adamllm_ray.training.wording import single_stage_turns, with_pool
 
 ROWS_PER_GROUP = 100  # a viewer of the hub loads a group at a time
 SHARD_BYTES = 400 << 20
 ROWS_AT_ONCE = 128
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
-COLUMNS = ["id", "image", "caption", "caption_instruction", "instruction", "informative", "precise"]
+COLUMNS = ["id", "image", "caption", "caption_instruction", "instruction", "informative", "precise", "further"]
 JUDGE = ["judge_yes", "judge_no", "judge_open"]
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -137,7 +137,7 @@ def _excluded(config: RunConfig, run: RunFolder) -> pa.Array:
 def _rows(config: RunConfig, run: RunFolder, excluded: pa.Array, done: Published) -> Iterator[dict[str, Any]]:
     """Published rows of all kept tasks, file by file; what is left out is counted."""
     left: Counter[str] = Counter()
-    stage = run.stage("synthesize")
+    stage, wording = run.stage("synthesize"), with_pool(config.conversations, config.data.s3)
     with progress.task("publish", stage.manifest().rows_in) as bar:  # type: ignore[union-attr]
         seen = 0
         for path in stage.parquet_files():
@@ -149,17 +149,19 @@ def _rows(config: RunConfig, run: RunFolder, excluded: pa.Array, done: Published
                     kept = batch.filter(pc.equal(batch["task_verdict"], Verdict.KEPT.value))
                     hit = pc.is_in(kept["id"].cast(pa.large_string()), excluded)
                     left[Verdict.CONTAMINATED.value] += pc.sum(hit).as_py() or 0
-                    yield from (_published(row, config.run.seed) for row in kept.filter(pc.invert(hit)).to_pylist())
+                    rows = kept.filter(pc.invert(hit)).to_pylist()
+                    yield from (_published(row, wording, config.run.seed) for row in rows)
                     bar.update(seen)
     done.left_out = {name: count for name, count in left.items() if count}
 
 
-def _published(row: dict[str, Any], seed: int) -> dict[str, Any]:
+def _published(row: dict[str, Any], wording: ConversationSection, seed: int) -> dict[str, Any]:
     """The caption and the task as one conversation, in the order that the first epoch of training has them."""
     texts = {name: _defused(row[name]) for name in TEXTS if name != "id"}
     request = row["caption_instruction"]
-    safe = row | texts | {"caption_instruction": None if request is None else _defused(request)}
-    turns = single_stage_turns(safe, "both", seed=seed, epoch=0)
+    more = [{name: _defused(text) for name, text in task.items()} for task in row["further"] or ()]
+    safe = row | texts | {"caption_instruction": None if request is None else _defused(request), "further": more}
+    turns = single_stage_turns(safe, "both", wording, seed=seed, epoch=0)
     speakers = {"user": "human", "assistant": "gpt"}
     shown = ["<image>\n" + turn.text if turn.image else turn.text for turn in turns]
     return {

@@ -137,8 +137,7 @@ class Synthesizer:
             requests.append(replace(request, id=request_id(row["id"], number), sampling=spec))
         completions = await _generate(self.engine, requests, self.sampling)
         return [
-            {"temperature": temperature, "seed": asked.sampling.seed if asked.sampling else None}
-            | attempt
+            {"temperature": temperature, "seed": asked.sampling.seed if asked.sampling else None} | attempt
             for asked, completion in zip(requests, completions, strict=True)
             for attempt in self._attempts(completion, row["caption"])
         ]

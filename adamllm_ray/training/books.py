@@ -66,7 +66,9 @@ class Books:
             find_contamination(config, run, forbidden)
             contaminated = contaminated_ids(run, config.contamination.exclude)
         ended = config.training.objective == "synthesizer"
-        measure = Lengths(load_processor(base), config.data.images, ended=ended)
+        measure = Lengths(
+            load_processor(base), config.data.images, config.conversations, seed=config.run.seed, ended=ended
+        )
         self.catalog = build_catalog(run.stage(source), replay.files, measure, contaminated)
         self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
         self.entries = plan(self.mixture, config.training)

@@ -32,7 +32,7 @@ CACHE_BYTES = 512 << 20  # row groups a worker keeps
 READERS = 8  # threads that read the row groups of a step
 MEASURED_AT_ONCE = 4096  # rows
 TEXTS = ["caption", "caption_instruction", "instruction", "informative", "precise"]
-COLUMNS = ["id", "image", *TEXTS]
+COLUMNS = ["id", "image", *TEXTS, "further"]
 
 _NAME = pa.dictionary(pa.int32(), pa.string())
 SCHEMA = pa.schema(
@@ -231,7 +231,7 @@ def _source_table(fs: Any, source: str, files: list[str], measure: Measure, mark
 def _gathered(fs: Any, source: str, files: list[str]) -> Iterator[pa.Table]:
     """The short columns of all rows, with ``file`` (position in ``files``) and ``row``, some thousands at a time."""
     names = ["id", "verdict", "width", "height", "turns", "split"]  # what a file lacks is left out
-    names += [*TEXTS, "task_verdict"] if source == DOMAIN else []
+    names += [*TEXTS, "further", "task_verdict"] if source == DOMAIN else []
     waiting: list[pa.Table] = []
     for file, first, batch in read_located(fs, files, names):
         rows = np.arange(first, first + len(batch), dtype=np.int32)

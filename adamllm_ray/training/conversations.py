@@ -1,7 +1,8 @@
 """Records become training examples: token ids and, for each of them, whether it carries loss.
 
-Masks are set by position, from the spans that `ChatFormat.encode` returns, never by searching for text, so that a
-caption that looks like a chat header cannot move them. There are three objectives (paper section 1.3):
+What the turns say is `wording`'s matter. Masks are set by position, from the spans that `ChatFormat.encode` returns,
+never by searching for text, so that a caption that looks like a chat header cannot move them. There are three
+objectives (paper section 1.3):
 
 * ``assistant``    the usual one: every assistant text and the marker that ends it
 * ``synthesizer``  everything after the caption's end of turn, questions included, and one end-of-text at the end:
@@ -13,7 +14,7 @@ and one for text without turns, `completion_example`: loss on the completion onl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -24,24 +25,9 @@ from adamllm_ray.models.chat import ChatFormat, Turn, end_of_text_id
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, caption_turns, hinted
 
 Objective = Literal["assistant", "synthesizer", "all"]
-Form = Literal["both", "caption", "task"]
 
 SYNTHESIZER_KINDS = ("question", "answer")  # stretches whose loss is told apart while a synthesizer is tuned
 IGNORE = -100  # the label of a position without loss: what torch's cross entropy ignores
-CONCLUSION = "Therefore, the answer is"
-
-CAPTION_REQUESTS = (
-    "Describe the image.",
-    "What does this image show?",
-    "Write a caption for this picture.",
-    "Give a description of what can be seen here.",
-    "Tell me about this image.",
-    "What is in the picture? Describe it.",
-    "Put the content of this image into words.",
-    "Please caption this image.",
-    "Look at the image and describe it.",
-    "Explain what this picture shows.",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,28 +122,6 @@ def synthesizer_turns(
     return turns
 
 
-def single_stage_turns(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int) -> list[Turn]:
-    """The paper's single-stage example made of a synthesized row (section 3.2): caption, task, or both.
-
-    The order of the two is drawn by hash of (seed, epoch, id); the image stands before whatever comes first.
-    """
-    turns: list[Turn] = []
-    for index, kind in enumerate(turn_kinds(row, form, seed=seed, epoch=epoch)):
-        if kind == "caption":
-            question, answer = caption_request(row, seed=seed, epoch=epoch), row["caption"]
-        else:
-            question, answer = row["instruction"], joined_answer(row["informative"], row["precise"])
-        turns += [Turn("user", question, image=index == 0), Turn("assistant", answer)]
-    return turns
-
-
-def turn_kinds(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int) -> list[str]:
-    """What the assistant turns of `single_stage_turns` are, in order: caption, task."""
-    if form != "both":
-        return [form]
-    return ["task", "caption"] if uniform(seed, "order", epoch, row["id"]) < 0.5 else ["caption", "task"]
-
-
 def replayed_turns(texts: Sequence[tuple[str, str]], has_image: bool) -> list[Turn]:
     """Turns of a replay row from its (role, text) pairs; its image goes before the first user text."""
     turns: list[Turn] = []
@@ -167,34 +131,6 @@ def replayed_turns(texts: Sequence[tuple[str, str]], has_image: bool) -> list[Tu
         turns.append(Turn(cast("Literal['system', 'user', 'assistant']", role), text, image=first))
         placed = placed or first
     return turns
-
-
-def caption_request(row: Mapping[str, Any], *, seed: int, epoch: int) -> str:
-    """The source's own request for this caption, or one of ours drawn by hash."""
-    own: str | None = row.get("caption_instruction")
-    if own and own.strip():
-        return own
-    return CAPTION_REQUESTS[int(uniform(seed, "caption_request", epoch, row["id"]) * len(CAPTION_REQUESTS))]
-
-
-def joined_answer(informative: str, precise: str) -> str:
-    """The informative answer as reasoning and the precise one as conclusion, unless the first already ends in it."""
-    reasoning, conclusion = informative.strip(), precise.strip()
-    if not conclusion or _concludes(reasoning, conclusion):
-        return reasoning
-    if reasoning and reasoning[-1] not in ".!?":
-        reasoning += "."
-    stop = "" if conclusion[-1] in ".!?" else "."
-    return f"{reasoning} {CONCLUSION} {conclusion}{stop}".strip()
-
-
-def _concludes(reasoning: str, conclusion: str) -> bool:
-    """Whether the last words of the reasoning are the conclusion (case and final punctuation aside)."""
-    body, tail = (text.casefold().rstrip(" .!?") for text in (reasoning, conclusion))
-    if not tail or not body.endswith(tail):
-        return False
-    before = body[: -len(tail)]
-    return not before or not before[-1].isalnum()
 
 
 def _masked(

@@ -4,9 +4,9 @@
     tokens = measure(rows)              # [rows, 3]: both, caption, task
 
 Batches are planned from these numbers by every worker alike. They are upper bounds: a caption's request is drawn anew
-each epoch, so the longest one counts. No image is looked at: ingest has written down how large each is. A text is
-tokenized once, thousands at a time in the tokenizer's own threads; what a conversation adds to its texts is counted
-once for each shape of conversation.
+each epoch, so the longest one of the pool counts. No image is looked at: ingest has written down how large each is. A
+text is tokenized once, thousands at a time in the tokenizer's own threads; what a conversation adds to its texts is
+counted once for each shape of conversation.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adamllm_ray.config import ImageLimits
+from adamllm_ray.config import ConversationSection, ImageLimits
 from adamllm_ray.data.images import upright_size
 from adamllm_ray.errors import ImageRefused
 from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.training.collate import Collator
-from adamllm_ray.training.conversations import CAPTION_REQUESTS, joined_answer, replayed_turns
+from adamllm_ray.training.conversations import replayed_turns
+from adamllm_ray.training.wording import shipped_requests, task_texts
 
 Counts = NDArray[np.int32]
-_CAPTION = [Turn("user", "", image=True), Turn("assistant", "")]
-_BOTH = [*_CAPTION, Turn("user", ""), Turn("assistant", "")]
+TEXTS = ("caption", "caption_instruction", "instruction", "informative", "precise")
+_FIRST = [Turn("user", "", image=True), Turn("assistant", "")]
+_MORE = [Turn("user", ""), Turn("assistant", "")]
 
 
 class Lengths:
@@ -39,18 +41,29 @@ class Lengths:
     Args:
         processor: of the model that is to train.
         limits: of the images, as in ingest.
+        wording: of the conversations, the configuration's defaults if absent.
+        seed: that the wording is drawn with.
         ended: conversations get an end of text (the synthesizer objective).
     """
 
-    def __init__(self, processor: Any, limits: ImageLimits, *, ended: bool = False) -> None:
-        self.ended = ended
+    def __init__(
+        self,
+        processor: Any,
+        limits: ImageLimits,
+        wording: ConversationSection | None = None,
+        *,
+        seed: int = 0,
+        ended: bool = False,
+    ) -> None:
+        self.wording, self.seed, self.ended = wording or ConversationSection(), seed, ended
         self.collator = Collator(processor, max_length=1 << 30, limits=limits, cache_bytes=0)
         self.chat = ChatFormat(
             self.collator.tokenizer,
             chat_template=getattr(processor, "chat_template", None),
             image_token=self.collator.image_token,
         )
-        self.request = max(len(self.chat.text_ids(text)) for text in CAPTION_REQUESTS)
+        pool = self.wording.caption_requests or shipped_requests()
+        self.request = max(len(self.chat.text_ids(text)) for text in pool)
         self._added: dict[tuple[int, int], int] = {}
         self._shapes: dict[tuple[tuple[str, bool], ...], int] = {}
 
@@ -66,25 +79,35 @@ class Lengths:
             return None, None
 
     def _recorded(self, rows: pa.Table) -> Counts:
-        texts = {name: rows[name].to_pylist() for name in ("caption", "instruction", "informative", "precise")}
         tasked = rows["tasked"].to_numpy()
-        own = [text if text and text.strip() else "" for text in rows["caption_instruction"].to_pylist()]
-        pairs = zip(tasked, texts["informative"], texts["precise"], strict=True)
-        answers = self._texts([joined_answer(one or "", two or "") if task else "" for task, one, two in pairs])
-        asked = self._texts(
-            [text or "" if task else "" for task, text in zip(tasked, texts["instruction"], strict=True)]
-        )
-        captions = self._texts(texts["caption"])
-        requests = self._texts(own)
-        requests[np.array([not text for text in own], np.bool_)] = self.request
-        image = self._images(rows)
-        caption = np.where(captions > 0, self._shape(_CAPTION) + requests + captions + image, 1)
-        task = np.where(answers > 0, self._shape(_CAPTION) + asked + answers + image, 1)
-        both = self._shape(_BOTH) + requests + captions + asked + answers + image
+        known = [name for name in ("id", *TEXTS, "further") if name in rows.column_names]
+        listed = rows.select(known).to_pylist()
+        told = [
+            task_texts(row, self.wording, seed=self.seed) if task else []
+            for row, task in zip(listed, tasked, strict=True)
+        ]
+        tasks, answers, texts = self._told(told)
+        own = [row["caption_instruction"] or "" for row in listed] if self.wording.caption_request == "record" else []
+        requests = self._texts([text if text.strip() else "" for text in own] or [""] * len(listed))
+        requests[requests == 0] = self.request
+        captions, image = self._texts([row["caption"] for row in listed]), self._images(rows)
+        more = self._shape([*_FIRST, *_MORE]) - self._shape(_FIRST)  # what one more pair of turns adds
+        caption = np.where(captions > 0, self._shape(_FIRST) + requests + captions + image, 1)
+        task = np.where(answers > 0, self._shape(_FIRST) + (tasks - 1) * more + texts + image, 1)
+        both = self._shape(_FIRST) + tasks * more + requests + captions + texts + image
         found = np.stack([np.where(captions + answers > 0, both, 1), caption, task], axis=1)
         found[image < 0] = 1
         found[~tasked, 0] = found[~tasked, 2] = 0
         return found.astype(np.int32)
+
+    def _told(self, told: Sequence[Sequence[tuple[str, str]]]) -> tuple[Counts, Counts, Counts]:
+        """Per row: how many tasks, tokens of their assistant texts, tokens of all their texts."""
+        pairs = [pair for row in told for pair in row]
+        users, assistants = self._texts([user for user, _ in pairs]), self._texts([text for _, text in pairs])
+        counts = np.array([len(row) for row in told], np.int32)
+        which = np.repeat(np.arange(len(told)), counts)
+        answers = np.bincount(which, assistants, len(told)).astype(np.int32)
+        return counts, answers, answers + np.bincount(which, users, len(told)).astype(np.int32)
 
     def _replayed(self, rows: pa.Table) -> Counts:
         sizes, image = rows["width"].to_pylist(), self._images(rows)

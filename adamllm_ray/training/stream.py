@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from adamllm_ray.config import TrainingSection, parse_config
+from adamllm_ray.config import ConversationSection, TrainingSection, parse_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ExampleRefused
 from adamllm_ray.models.chat import ChatFormat, Turn
@@ -19,14 +19,12 @@ from adamllm_ray.training.catalog import RowReader, read_catalog
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.conversations import (
     Example,
-    Form,
     conversation_example,
     replayed_turns,
-    single_stage_turns,
-    turn_kinds,
 )
 from adamllm_ray.training.mix import Entries, Entry, Mixture
 from adamllm_ray.training.packing import rope_index
+from adamllm_ray.training.wording import Form, single_stage_turns, turn_kinds
 
 
 def plan(mixture: Mixture, section: TrainingSection) -> Entries:
@@ -69,7 +67,8 @@ def open_batches(config: str, output: str, base: str, rank: int, world: int, sta
         always_image=True,
     )
     reader = RowReader(catalog, folder.fs)
-    return RowBatches(plan(mixture, section), mixture, reader, collator, section, rank=rank, world=world)
+    wording = settings.conversations
+    return RowBatches(plan(mixture, section), mixture, reader, collator, section, wording, rank=rank, world=world)
 
 
 class RowBatches:
@@ -86,12 +85,14 @@ class RowBatches:
         reader: RowReader,
         collator: Collator,
         section: TrainingSection,
+        wording: ConversationSection | None = None,
         *,
         rank: int,
         world: int,
     ) -> None:
         self.entries, self.mixture, self.reader, self.collator = entries, mixture, reader, collator
         self.section, self.rank, self.world = section, rank, world
+        self.wording = wording or ConversationSection()
         self.chat = ChatFormat(
             collator.tokenizer,
             chat_template=getattr(collator.processor, "chat_template", None),
@@ -131,4 +132,4 @@ class RowBatches:
             return replayed_turns(json.loads(row["turns"]), row["image"] is not None), [entry.form]
         form: Form = "caption" if entry.form == "untasked" else cast("Form", entry.form)
         draw = {"seed": self.mixture.seed, "epoch": entry.epoch}
-        return single_stage_turns(row, form, **draw), turn_kinds(row, form, **draw)
+        return single_stage_turns(row, form, self.wording, **draw), turn_kinds(row, form, **draw)

@@ -4,13 +4,14 @@
 
 Reads ``synthesize/data``, writes ``train/catalog.parquet`` (the plan's rows), ``train/ray/`` (checkpoints) and
 ``train/model`` (a Hugging Face folder that transformers and vLLM load). `recipes` says which trainings there are: of
-two stages the first has a folder of its own, and so has the tuning of a synthesizer, which reads ``seed/data``. A worker that dies is replaced and the group
-continues from the newest valid checkpoint; when the driver dies, the same command does that. Every step depends on
-(seed, step) alone, so the losses are those of a run that was not disturbed.
+two stages the first has a folder of its own, and so has the tuning of a synthesizer, which reads ``seed/data``. A
+worker that dies is replaced and the group continues from the newest valid checkpoint; when the driver dies, the same
+command does that. Every step depends on (seed, step) alone, so the losses are those of a run that was not disturbed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import sys
@@ -35,6 +36,7 @@ from adamllm_ray.training.board import failure, start_board, watching
 from adamllm_ray.training.books import Books, forbidden_sets
 from adamllm_ray.training.recipes import SYNTHESIZED, Pass, passes, synthesizer_pass
 from adamllm_ray.training.trackers import open_trackers, require, scalars
+from adamllm_ray.training.wording import shipped_requests, with_pool
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ _CODE = (
     "packing",
     "parts",
     "stream",
+    "wording",
     "worker",
 )
 _FREE = {
@@ -98,12 +101,17 @@ def synthesizer(config: RunConfig, run: RunFolder, *, force_new: bool = False) -
 
 def train_pass(training: Pass, run: RunFolder, *, force_new: bool = False) -> Manifest:
     """One training, or the manifest it finished with before. Raises as `train`."""
-    started, config = time.monotonic(), training.config
+    started = time.monotonic()
+    wording = with_pool(training.config.conversations, training.config.data.s3)
+    config = training.config.model_copy(update={"conversations": wording})
     require(config)
     stage, base = run.stage(training.name), resolve_model(config.models.base, config.run.s3)
     source = run.stage(training.source).manifest()
     if source is None:
-        verb = {"synthesize": "synthesis to train on; run `adamllm synthesize`", "seed": "seed data; run `adamllm seed`"}
+        verb = {
+            "synthesize": "synthesis to train on; run `adamllm synthesize`",
+            "seed": "seed data; run `adamllm seed`",
+        }
         raise ConfigError(f"{run.uri} has no finished {verb[training.source]} first")
     rows = _checked(config, base) if force_new or stage.manifest() is None else []
     sets = forbidden_sets(config) if training.source == SYNTHESIZED else None
@@ -127,10 +135,13 @@ def fingerprint(
         section = config.contamination.model_dump(mode="json", exclude={"against"})
         contamination = {"contamination": section | {"sets": forbidden.identity}}
     modules = [f"adamllm_ray.training.{name}" for name in _CODE]
+    pool = config.conversations.caption_requests or shipped_requests()
     return {
         source.stage: source.identity,
         "model": model_fingerprint(base),
         "mixture": config.mixture.model_dump(mode="json"),
+        "conversations": config.conversations.model_dump(mode="json", exclude={"caption_pool", "caption_requests"})
+        | {"pool": hashlib.sha256("\n".join(pool).encode()).hexdigest()[:16]},
         "training": config.training.model_dump(mode="json", exclude=dict.fromkeys(_FREE, True) | _FREE_INSIDE),
         "seed": config.run.seed,
         "code": code_version(

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adamllm_ray.data.draws import draw_seed
-from adamllm_ray.synthesis.actors import Judge, Synthesizer
+from adamllm_ray.synthesis.actors import Judge, Synthesizer, load_chat
 from adamllm_ray.synthesis.attempts import choose, needs_retry, request_id
 from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec
-from tests.synthesis.fakes import FakeEngine, FakeMaker, config_for, task_response
+from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
+from tests.synthesis.fakes import FakeEngine, FakeMaker, config_for, task_response, turns
 from tests.synthesis.test_actors import batch
 
 ATTEMPTS = st.lists(
@@ -81,8 +82,8 @@ class Script:
 def graph(folder: Path, vlm: Path, judge: Path, rows: Any, **synthesis: object) -> list[dict[str, Any]]:
     config, maker = config_for(folder, vlm, judge, **synthesis), FakeMaker(str(folder / "log"))
     writer = Synthesizer(str(vlm), config.synthesis, config.data.images, 0, maker)
-    written = asyncio.run(writer(rows))
-    return asyncio.run(Judge(str(judge), config.judge, 1.0, maker)(written)).to_pylist()  # type: ignore[no-any-return]
+    written, tasks = asyncio.run(writer(rows)), config.synthesis.tasks_per_image
+    return asyncio.run(Judge(str(judge), config.judge, 1.0, maker, tasks)(written)).to_pylist()  # type: ignore[no-any-return]
 
 
 def test_the_surest_kept_candidate_becomes_the_task(
@@ -126,6 +127,24 @@ def test_one_response_per_row_stores_no_attempts(
     rows = graph(tmp_path, tiny_vlm, tiny_judge, batch(a={}, b={}))
     assert [row["attempts"] for row in rows] == [None, None]
     assert [row["task_verdict"] for row in rows] == ["kept", "response_unparsable"]
+
+
+def test_several_tasks_of_one_response_are_judged_and_the_kept_ones_stay(
+    tmp_path: Path, tiny_vlm: Path, tiny_judge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four questions under both hints, three wanted, one of those inconsistent; the surest speaks for the row."""
+    Script(monkeypatch, ["a"], {"a": 0.6, "a#1": 0.2, "a#2": 0.9})
+    pairs = [(hinted(hint, f"Q{n}?"), f"{n} {hint}") for n in range(4) for hint in (HINT_PRECISE, HINT_INFORMATIVE)]
+    chat = load_chat(str(tiny_vlm))
+    monkeypatch.setattr("tests.synthesis.test_attempts.task_response", lambda _: (*turns(chat, *pairs), chat.eos_id))
+    one, other = graph(tmp_path, tiny_vlm, tiny_judge, batch(a={}, b={}), tasks_per_image=3)
+    assert (one["instruction"], one["segments"], one["pairs"], one["triplets"]) == ("Q2?", 8, 8, 4)
+    assert one["further"] == [
+        {"instruction": "Q0?", "informative": f"0 {HINT_INFORMATIVE}", "precise": f"0 {HINT_PRECISE}"}
+    ]
+    assert [attempt["verdict"] for attempt in one["attempts"]] == ["kept", "judged_inconsistent", "kept"]
+    assert (other["task_verdict"], other["further"], other["triplets"]) == ("response_unparsable", [], 0)
+    assert other["task_detail"] == "1 turns, none of them a question with a finished answer"
 
 
 def test_the_batch_a_row_is_in_does_not_matter(

@@ -26,7 +26,8 @@ from tests.conftest import TINY_TEXTS
 from tests.synthesis.fakes import png, turns
 
 LLAMA3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 BOS, END, OPEN, CLOSE, EOT, IMAGE = range(6)
 
@@ -72,7 +73,9 @@ def raw(caption: str) -> str:
     )
 
 
-@pytest.mark.parametrize("caption", ["a red circle", "Line one.\nLine two: 1234 x 5.", "é \U0001f600, it's", "  spaced "])
+@pytest.mark.parametrize(
+    "caption", ["a red circle", "Line one.\nLine two: 1234 x 5.", "é \U0001f600, it's", "  spaced "]
+)
 def test_prompt_ids_are_those_of_the_raw_text_behind_one_more_begin(
     llama3: Any, chat: ChatFormat, caption: str
 ) -> None:

@@ -52,7 +52,7 @@ def test_first_complete_question_comes_first() -> None:
     second = [(hinted(hint, "Where?"), hint) for hint in (HINT_PRECISE, HINT_INFORMATIVE)]
     where = Triplet("Where?", HINT_INFORMATIVE, HINT_PRECISE)
     assert triplets([PRECISE, *second, INFORMATIVE]) == [where, WANTED]
-    assert triplets([PRECISE, PRECISE[:1] + ("b",), INFORMATIVE, INFORMATIVE]) == [WANTED]  # the first answers count
+    assert triplets([PRECISE, (PRECISE[0], "b"), INFORMATIVE, INFORMATIVE]) == [WANTED]  # the first answers count
     assert triplets([(Q, "a"), (HINT_PRECISE, "b"), (HINT_INFORMATIVE, "c")]) == []
 
 
@@ -96,7 +96,10 @@ def test_why_there_is_no_task_is_told(parser: TripletParser) -> None:
     assert detail(PRECISE) == "1 pairs (1 precise, 0 informative, 0 without a hint): none is informative"
     assert detail((Q, "a")) == "1 pairs (0 precise, 0 informative, 1 without a hint): none is precise or informative"
     other = (hinted(HINT_INFORMATIVE, "Where?"), "there")
-    assert detail(PRECISE, other) == "2 pairs (1 precise, 1 informative, 0 without a hint): no question is under both hints"
+    assert (
+        detail(PRECISE, other)
+        == "2 pairs (1 precise, 1 informative, 0 without a hint): no question is under both hints"
+    )
     ids = parser.chat.text_ids("a question that nobody answers")
     assert parser.read(ids, "stop").detail == "1 turns, none of them a question with a finished answer"
 

@@ -11,11 +11,8 @@ from adamllm_ray.errors import ExampleRefused
 from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.training.conversations import (
     IGNORE,
-    caption_request,
     completion_example,
     conversation_example,
-    joined_answer,
-    single_stage_turns,
     synthesizer_turns,
     text_example,
 )
@@ -101,37 +98,6 @@ def test_nothing_to_learn_is_said(chat: ChatFormat, objective: Any) -> None:
     assert refused.value.verdict is Verdict.NOTHING_TO_LEARN
     with pytest.raises(ExampleRefused):
         completion_example([1, 2], [])
-
-
-ROW = {"id": "r", "caption": "a cat", "instruction": "what?", "informative": "It is a cat", "precise": "cat"}
-
-
-def test_single_stage_forms_order_and_image() -> None:
-    both = {epoch: single_stage_turns(ROW, "both", seed=0, epoch=epoch) for epoch in range(40)}
-    first = [turns[1].text == "a cat" for turns in both.values()]
-    assert 8 < sum(first) < 32  # about half begin with the caption
-    for turns in both.values():
-        assert [turn.image for turn in turns] == [True, False, False, False]
-    assert both[3] == single_stage_turns(ROW, "both", seed=0, epoch=3)
-    assert [turn.text for turn in single_stage_turns(ROW, "task", seed=0, epoch=0)] == ["what?", "It is a cat"]
-    assert len(single_stage_turns(ROW, "caption", seed=0, epoch=0)) == 2
-    assert len({caption_request(ROW, seed=0, epoch=epoch) for epoch in range(60)}) > 5
-    assert caption_request(ROW | {"caption_instruction": "Name it."}, seed=0, epoch=0) == "Name it."
-
-
-@pytest.mark.parametrize(
-    ("informative", "precise", "joined"),
-    [
-        ("Water lies in the north.", "north", "Water lies in the north."),
-        ("Water lies in the north", "a lake", "Water lies in the north. Therefore, the answer is a lake."),
-        ("Count them!", "13", "Count them! Therefore, the answer is 13."),
-        ("There are 13", "3", "There are 13. Therefore, the answer is 3."),
-        ("The answer is Yes", "yes.", "The answer is Yes"),
-        ("", "yes", "Therefore, the answer is yes."),
-    ],
-)
-def test_joined_answer(informative: str, precise: str, joined: str) -> None:
-    assert joined_answer(informative, precise) == joined
 
 
 def test_synthesizer_turns_hold_both_hints_in_either_order() -> None:

@@ -9,29 +9,41 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from adamllm_ray.config import ImageLimits
+from adamllm_ray.config import ConversationSection, ImageLimits
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.models.checkpoint import load_processor
 from adamllm_ray.training.catalog import TEXTS
 from adamllm_ray.training.collate import Collator
-from adamllm_ray.training.conversations import conversation_example, replayed_turns, single_stage_turns
+from adamllm_ray.training.conversations import conversation_example, replayed_turns
 from adamllm_ray.training.lengths import Lengths
 from adamllm_ray.training.mix import FORMS
+from adamllm_ray.training.wording import single_stage_turns
 from tests.training.conftest import picture, synthesized_rows
 
+WORDINGS: list[dict[str, Any]] = [
+    {},
+    {"reversed_share": 0.6, "compat": "official"},
+    {"answer": "precise", "caption_request": "pool", "caption_requests": ["Say what it is.", "Go on."]},
+]
 
-@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
-def test_no_example_is_longer_than_planned(family: str, tiny_vlm: Path, tiny_qwen: Path) -> None:
+
+@pytest.mark.parametrize(
+    ("family", "wording"), [("llava_next", 0), ("qwen2_vl", 0), ("llava_next", 1), ("llava_next", 2)]
+)
+def test_no_example_is_longer_than_planned(family: str, wording: int, tiny_vlm: Path, tiny_qwen: Path) -> None:
     processor = load_processor(tiny_vlm if family == "llava_next" else tiny_qwen)
-    measure, collator = Lengths(processor, ImageLimits()), Collator(processor, 4096)
+    section = ConversationSection.model_validate(WORDINGS[wording])
+    measure, collator = Lengths(processor, ImageLimits(), section), Collator(processor, 4096)
     chat = ChatFormat(processor.tokenizer, image_token=processor.image_token)
     for row in [row | {"tasked": True} for row in synthesized_rows()[4:9] if row["instruction"]]:
         row |= {"image": picture(1, side=90), "width": 90, "height": 90}
+        if wording:
+            row["further"] = [{"instruction": "how many?", "informative": "There are also two.", "precise": "two"}] * 2
         planned = dict(zip(FORMS, measure(table(row))[0].tolist(), strict=True))
         for form in FORMS:
             lengths = []
             for epoch in range(30):
-                turns = single_stage_turns(row, form, seed=0, epoch=epoch)
+                turns = single_stage_turns(row, form, section, seed=0, epoch=epoch)
                 example = conversation_example(chat, turns, "assistant", id=row["id"], image=row["image"])
                 lengths.append(len(collator.expand(example)[0]))
             assert max(lengths) <= planned[form]
@@ -41,7 +53,7 @@ def test_no_example_is_longer_than_planned(family: str, tiny_vlm: Path, tiny_qwe
 
 def table(*rows: dict[str, Any]) -> pa.Table:
     """Rows as the catalog gives them to be measured."""
-    columns = {name: [row.get(name) for row in rows] for name in ("id", *TEXTS, "width", "height")}
+    columns = {name: [row.get(name) for row in rows] for name in ("id", *TEXTS, "further", "width", "height")}
     turns = {"turns": [row["turns"] for row in rows]} if "turns" in rows[0] else {}
     found = pa.table(columns | {"tasked": [bool(row.get("tasked")) for row in rows]} | turns)
     sizes = [(found.column_names.index(name), name) for name in ("width", "height")]

@@ -72,10 +72,12 @@ def test_exported_model_gives_the_trained_loss(undisturbed: tuple[Path, Manifest
     """The exported folder, loaded afresh, is the trained model: it differs from the base and predicts better."""
     import torch
 
+    from adamllm_ray.config import ConversationSection
     from adamllm_ray.models.chat import ChatFormat
     from adamllm_ray.models.checkpoint import load_vlm
     from adamllm_ray.training.collate import Collator
-    from adamllm_ray.training.conversations import conversation_example, single_stage_turns
+    from adamllm_ray.training.conversations import conversation_example
+    from adamllm_ray.training.wording import single_stage_turns
 
     _, manifest = undisturbed
     row = synthesized_rows()[1]
@@ -83,7 +85,7 @@ def test_exported_model_gives_the_trained_loss(undisturbed: tuple[Path, Manifest
     for name, folder in (("base", tiny_vlm), ("adapted", manifest.extra["model"])):
         model, processor = load_vlm(folder, "float32")
         chat = ChatFormat(processor.tokenizer, chat_template=processor.chat_template, image_token=processor.image_token)
-        turns = single_stage_turns(row, "both", seed=0, epoch=0)
+        turns = single_stage_turns(row, "both", ConversationSection(), seed=0, epoch=0)
         example = conversation_example(chat, turns, "assistant", id=row["id"], image=row["image"])
         with torch.no_grad():
             loss[name] = float(model(**Collator(processor, 512)([example]).inputs).loss)
