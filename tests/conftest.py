@@ -47,6 +47,15 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_llama_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Mllama (Llama 3.2 Vision) with random weights and the same tokenizer."""
+    from adamllm_ray.pocket.architecture import build_tokenizer
+    from tests.tiny import tiny_mllama
+
+    return tiny_mllama(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "mllama")
+
+
+@pytest.fixture(scope="session")
 def tiny_idefics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an Idefics3 with random weights and the same tokenizer, with a few tokens more."""
     from adamllm_ray.pocket.architecture import build_tokenizer

@@ -100,8 +100,6 @@ class TransformersEngine:
 
         specs = [request.sampling or sampling for request in batch]
         inputs = self._collator.prompts([(request.prompt_token_ids, request.image) for request in batch])
-        if "aspect_ratio_mask" in inputs:
-            inputs["cross_attention_mask"] = _seen_tiles(inputs, self._collator.image_id)
         lengths = inputs["attention_mask"].sum(dim=1).tolist()
         if max(lengths) >= self._most:
             raise ValueError(f"the prompt has {max(lengths)} tokens, the maximum model length is {self._most}")
@@ -137,12 +135,6 @@ def _completion(name: str, ids: list[int], spec: SamplingSpec, prompt: int, seco
     written = ids if end is None else ids[: end + 1]
     reason = "length" if end is None else "stop"
     return Completion(name, written, reason, prompt_tokens=prompt, seconds=seconds)
-
-
-def _seen_tiles(inputs: dict[str, Any], image_id: int | None) -> Any:
-    """Mllama's mask [batch, tokens, images, tiles]: text from the image's token on attends to the tiles it has."""
-    after = (inputs["input_ids"] == image_id).cumsum(dim=1) > 0
-    return after.long()[:, :, None, None] * inputs["aspect_ratio_mask"][:, None]
 
 
 def _with_adapter(model: Any, adapter: str) -> Any:

@@ -59,6 +59,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": _QWEN,
     "idefics3": _IDEFICS,  # SmolVLM 1 is one of these
     "smolvlm": _IDEFICS,
+    "mllama": Family(projector=("model.multi_modal_projector.",), vision_tower=("model.vision_model.",)),
 }
 
 

@@ -32,6 +32,7 @@ def check_training(section: TrainingSection, folder: str) -> list[PartRow]:
         ModelError: a model that cannot be trained here.
     """
     model = outline(folder)
+    _packing(section, model)
     _four_bits(section)
     rows = prepare_parts(model, section).rows
     _sharding(section, model)
@@ -52,6 +53,14 @@ def outline(folder: str) -> Any:
             return AutoModelForImageTextToText.from_config(config)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"no model can be made of {folder}/config.json: {error}") from error
+
+
+def _packing(section: TrainingSection, model: Any) -> None:
+    if section.packing and model.config.model_type == "mllama":
+        raise ConfigError(
+            "training.packing: Mllama looks at images by cross-attention, which examples joined into one sequence would "
+            "share: set packing: false (token_budget alone works)"
+        )
 
 
 def _four_bits(section: TrainingSection) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 PAD_MULTIPLE = 8  # tokens
 KNOWN_SIZES = 1024  # of images, whose ids are kept
+TILES = "aspect_ratio_mask"  # only Mllama's processor writes it: which tiles an image has
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Collator:
             ids = blank.ids or [self.pad_id] * 2
             pieces.append((ids, [IGNORE] * len(ids), blank.tensors))
         text = pack(pieces, self.image_id, self.rope) if self.packing else self._pad(pieces)
-        inputs = text | _stack([tensors for _, _, tensors in pieces if tensors])
+        inputs = self._with_images(text, [tensors for _, _, tensors in pieces])
         labels_count = int((inputs["labels"] != IGNORE).sum())
         if not weighted:
             return Batch(inputs, 0.0)
@@ -169,15 +170,27 @@ class Collator:
                     raise ModelError("a prompt has an image, but not exactly one image placeholder token")
                 at = ids.index(self.image_id)
                 ids = [*ids[:at], *image.ids, *ids[at + 1 :]]
-            found = image.tensors.items() if image else ()
-            tensors = {name: tensor for name, tensor in found if isinstance(tensor, torch.Tensor)}
-            pieces.append((ids, [IGNORE] * len(ids), tensors))
+            pieces.append((ids, [IGNORE] * len(ids), image.tensors if image else {}))
         text = self._pad(pieces)
         width = text.pop("labels").shape[1]
         for name, tensor in text.items():
             rows = zip(tensor, pieces, strict=True)
             text[name] = torch.stack([row.roll(width - len(ids)) for row, (ids, _, _) in rows])
-        return text | _stack([tensors for _, _, tensors in pieces if tensors])
+        return self._with_images(text, [tensors for _, _, tensors in pieces])
+
+    def _with_images(self, text: dict[str, torch.Tensor], images: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+        """The inputs with the image tensors of all rows (empty for a row without an image).
+
+        Mllama has its images in cross-attention: each row needs one, and a mask [batch, tokens, images, tiles] by which
+        text from the image's token on attends to the tiles it has, and a row without an image to none.
+        """
+        found = [tensors for tensors in images if tensors]
+        if not found or TILES not in found[0]:
+            return text | _stack(found)
+        inputs = text | _stack([tensors or self._blank().tensors for tensors in images])
+        after = (inputs["input_ids"] == self.image_id).cumsum(dim=1) > 0
+        inputs["cross_attention_mask"] = after.long()[:, :, None, None] * inputs[TILES][:, None]
+        return inputs
 
     def _moved(self, example: Example, ids: list[int]) -> list[tuple[int, int, str]]:
         """The example's kinds where they are now that its image's tokens are in."""
@@ -208,8 +221,8 @@ class Collator:
 
     def _process(self, picture: Any) -> _Image:
         ids = self._image_ids(picture.size)
-        tensors = dict(self.image_processor(images=[picture], return_tensors="pt"))
-        return _Image(ids, tensors)
+        output = self.image_processor(images=[picture], return_tensors="pt")
+        return _Image(ids, {name: value for name, value in output.items() if isinstance(value, torch.Tensor)})
 
     def _image_ids(self, size: tuple[int, int]) -> list[int]:
         """Ids that the processor writes for an image of (width, height); asked once per size, of a blank one."""

@@ -88,7 +88,7 @@ def test_image_without_placeholder_is_a_clear_error(loaded: tuple[Any, Any]) -> 
         Collator(processor.tokenizer, 512)([Example("x", [1, 20, 21], [IGNORE, 20, 21], picture(1))])
 
 
-@pytest.mark.parametrize("family", ["tiny_qwen", "tiny_idefics"])
+@pytest.mark.parametrize("family", ["tiny_qwen", "tiny_idefics", "tiny_llama_vision"])
 def test_other_families_get_their_own_image_tokens_and_losses(family: str, request: pytest.FixtureRequest) -> None:
     """Pictures of several shapes (tiles, grids) and text share a batch, and each keeps its loss and its length."""
     model, processor = load_vlm(request.getfixturevalue(family), "float32")
@@ -102,7 +102,7 @@ def test_other_families_get_their_own_image_tokens_and_losses(family: str, reque
     ]
     lengths = [len(collator.expand(example)[0]) for example in examples]
     assert lengths == [collator.length(example) for example in examples]
-    assert len(set(lengths)) > 2
+    assert len(set(lengths)) > (1 if family == "tiny_llama_vision" else 2)  # there an image is one token
     with torch.no_grad():
         alone = [float(model(**collator([one]).inputs).loss) * collator([one]).weight for one in examples]
         together = collator(examples)
