@@ -20,9 +20,18 @@ from adamllm_ray.config import config_schema, dump_config, load_config
 from adamllm_ray.errors import ConfigError
 from adamllm_ray.evaluation.command import compare
 from adamllm_ray.exits import outcome, resumable
+from adamllm_ray.pocket.command import pocket
 from adamllm_ray.products import products
 from adamllm_ray.stages import planned, run_stages, stage_named
-from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
+from adamllm_ray.terminal import (
+    console,
+    print_done,
+    print_plan,
+    print_rehearsed,
+    print_scores,
+    print_status,
+    print_summary,
+)
 
 if TYPE_CHECKING:
     from adamllm_ray.data.manifest import Manifest
@@ -35,7 +44,6 @@ app = typer.Typer(
     help="Turn your own images and captions into a vision-language model that is good at your domain.\n\n"
     "Start with the example:  [bold]adamllm run jobs/configs/quickstart.yaml[/bold]",
 )
-pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
 app.add_typer(pocket, name="pocket")
 app.add_typer(products)  # report, quality, publish, push
 app.command()(compare)
@@ -50,10 +58,17 @@ Manifests = dict[str, Any]  # of the stages that were done, by name; Typer looks
 
 
 @app.command()
-def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False) -> Manifests:
+def run(
+    config: ConfigPath,
+    set_: Overrides = None,
+    force_new: ForceNew = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Up to the first batch, on tiny stand-ins.")] = False,
+    like: Annotated[str | None, typer.Option("--like", metavar="KIND", help="Architecture for --dry-run.")] = None,
+) -> Manifests:
     """Run every stage: ingest, synthesize, train, evaluate, report.
 
     Finished stages are not done again, a killed one continues: after any interruption, give the same command.
+    With --dry-run nothing is read but the configuration: models and images are replaced by tiny made-up ones.
 
     Examples:
 
@@ -62,6 +77,11 @@ def run(config: ConfigPath, set_: Overrides = None, force_new: ForceNew = False)
       adamllm run jobs/configs/own_data.yaml --set data.path=/data/xrays/pairs.json --set run.output=runs/xrays
     """
     settings = load_config(config, set_ or [])
+    if dry_run:
+        from adamllm_ray.pocket.rehearsal import rehearse
+
+        print_rehearsed(rehearse(settings, like))
+        return {}
     folder = folder_of(settings)
     with resumable(folder):
         manifests: dict[str, Manifest] = {}
@@ -327,58 +347,9 @@ def show_config(
         typer.echo(dump_config(load_config(config, set_ or [])), nl=False)
 
 
-@pocket.command("build")
-def pocket_build(
-    output: Annotated[Path, typer.Argument(help="Folder to build in; the models end up below it.")] = Path(
-        "runs/pocket"
-    ),
-    install: Annotated[bool, typer.Option("--install", help="Replace the models that ship with the package.")] = False,
-) -> None:
-    """Make the three pocket models again from nothing (about an hour on 2 cores). Resumable and deterministic.
-
-    Example:  adamllm pocket build runs/pocket
-    """
-    from adamllm_ray.pocket.build import build
-
-    with resumable(None):
-        _print_json(build(output, install=install))
-
-
-@pocket.command("synthesizer")
-def pocket_synthesizer(
-    output: Annotated[Path, typer.Argument(help="Where to write the tuned synthesizer.")],
-) -> None:
-    """Tune a synthesizer from the shipped base model on general seed data (what `make quickstart FULL=1` does first).
-
-    Example:  adamllm pocket synthesizer runs/synthesizer
-    """
-    from adamllm_ray.pocket.build import tune_synthesizer
-
-    with resumable(None):
-        _print_json(tune_synthesizer(output))
-
-
-@pocket.command("seed")
-def pocket_seed(
-    output: Annotated[Path, typer.Argument(help="Folder to write three JSON files and images/ to.")],
-    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 2000,
-) -> None:
-    """Write seed files of the pocket world, for `adamllm seed`.
-
-    Example:  adamllm pocket seed runs/seed --images 500
-    """
-    from adamllm_ray.pocket.seeds import write_seed
-
-    _print_json(write_seed(output, images))
-
-
 def main() -> None:
     """Entry point: known errors are printed without a traceback and give their own exit code."""
     sys.exit(outcome(lambda: app(standalone_mode=False)).code)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

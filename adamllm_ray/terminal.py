@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from adamllm_ray.stages import planned
 if TYPE_CHECKING:
     from adamllm_ray.data.manifest import Manifest
     from adamllm_ray.data.run import RunFolder
+    from adamllm_ray.pocket.rehearsal import Rehearsed
     from adamllm_ray.synthesis.plan import Plan
     from adamllm_ray.synthesis.watch import Look
 
@@ -30,6 +32,20 @@ def print_done(name: str, manifest: Manifest, seconds: float) -> None:
     )
     line = f"[green]✓[/green] [bold]{name:<11}[/bold] {accounted}  [dim]{seconds:.0f} s[/dim]"
     console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_rehearsed(trainings: Sequence[Rehearsed]) -> None:
+    """What a dry run went through."""
+    for one in trainings:
+        parts = ", ".join(part for part, count in one.trainable.items() if count)
+        loss = "" if one.loss is None else f", loss {one.loss:.2f}"
+        console.print(
+            f"[green]✓[/green] [bold]{one.name}[/bold] on a tiny {one.architecture}: trains {parts}; first batch: "
+            f"{one.tokens} tokens, {one.labels} with loss{loss}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print("dry run: the configuration can be built; nothing was written", highlight=False)
 
 
 def print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Manifest]) -> None:

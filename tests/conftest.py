@@ -21,7 +21,7 @@ TINY_TEXTS = [
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a LLaVA-NeXT with random weights (0.3 M parameters): right in form, meaningless in content."""
     from adamllm_ray.pocket.architecture import build_tokenizer
-    from tests.tiny import tiny_llava_next
+    from adamllm_ray.pocket.standins import tiny_llava_next
 
     return tiny_llava_next(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "vlm")
 
@@ -41,7 +41,7 @@ def tiny_judge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Qwen2-VL with random weights and the same tokenizer."""
     from adamllm_ray.pocket.architecture import build_tokenizer
-    from tests.tiny import tiny_qwen2_vl
+    from adamllm_ray.pocket.standins import tiny_qwen2_vl
 
     return tiny_qwen2_vl(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "qwen")
 
@@ -50,7 +50,7 @@ def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_llama_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Mllama (Llama 3.2 Vision) with random weights and the same tokenizer."""
     from adamllm_ray.pocket.architecture import build_tokenizer
-    from tests.tiny import tiny_mllama
+    from adamllm_ray.pocket.standins import tiny_mllama
 
     return tiny_mllama(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "mllama")
 
@@ -59,6 +59,6 @@ def tiny_llama_vision(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_idefics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of an Idefics3 with random weights and the same tokenizer, with a few tokens more."""
     from adamllm_ray.pocket.architecture import build_tokenizer
-    from tests.tiny import tiny_idefics3
+    from adamllm_ray.pocket.standins import tiny_idefics3
 
     return tiny_idefics3(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "idefics")

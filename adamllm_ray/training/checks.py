@@ -58,8 +58,8 @@ def outline(folder: str) -> Any:
 def _packing(section: TrainingSection, model: Any) -> None:
     if section.packing and model.config.model_type == "mllama":
         raise ConfigError(
-            "training.packing: Mllama looks at images by cross-attention, which examples joined into one sequence would "
-            "share: set packing: false (token_budget alone works)"
+            "training.packing: Mllama looks at images by cross-attention, which examples in one sequence would share: "
+            "set packing to false (token_budget alone works)"
         )
 
 

@@ -30,10 +30,10 @@ from adamllm_ray.evaluation.fallback import TransformersEngine
 from adamllm_ray.evaluation.tasks import load_questions
 from adamllm_ray.models.chat import Turn
 from adamllm_ray.models.checkpoint import load_vlm, resolve_model
+from adamllm_ray.pocket.standins import tiny_mllama
 from adamllm_ray.synthesis.actors import load_chat
 from adamllm_ray.synthesis.requests import Request, SamplingSpec
 from tests.evaluation.tasks import released
-from tests.tiny import tiny_mllama
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -19,9 +19,9 @@ from adamllm_ray.errors import ModelError
 from adamllm_ray.evaluation import fallback
 from adamllm_ray.evaluation.fallback import TransformersEngine
 from adamllm_ray.models.chat import Turn
+from adamllm_ray.pocket.standins import tiny_mllama
 from adamllm_ray.synthesis.actors import load_chat
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec
-from tests.tiny import tiny_mllama
 from tests.training.conftest import picture
 
 PROMPTS, TOKENS = 9, 10

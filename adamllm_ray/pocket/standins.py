@@ -1,9 +1,29 @@
-"""Folders of tiny models with random weights."""
+"""Stand-ins: folders of tiny models with random weights, of the architectures that are supported.
+
+    folder = STANDINS["qwen2_vl"](standin_tokenizer(), Path("somewhere"))
+
+Right in form and meaningless in content: what tests and `adamllm run --dry-run` use in place of a large model.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+from adamllm_ray.pocket.architecture import SPECIAL_TOKENS, build_tokenizer
+from adamllm_ray.synthesis.protocol import SPECIAL
+
+TEXTS = [
+    "Describe the image. Answer with a precise response. Answer with an informative response.",
+    "user assistant system Question: what is shown? Therefore, the answer is yes, no. 0 1 2 3 4 5 6 7 8 9",
+] * 20
+
+
+def standin_tokenizer() -> Any:
+    """The pocket tokenizer's kind, with the tokens that `synthesis.protocol` llama3_official needs."""
+    tokenizer = build_tokenizer(TEXTS, 600)
+    tokenizer.add_tokens([token for token in SPECIAL if token not in SPECIAL_TOKENS], special_tokens=True)
+    return tokenizer
 
 
 def tiny_llava_next(tokenizer: Any, folder: Path) -> Path:
@@ -135,3 +155,11 @@ def tiny_mllama(tokenizer: Any, folder: Path) -> Path:
     images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)
     processor = MllamaProcessor(images, tokenizer, chat_template=tokenizer.chat_template)
     return export_model(model, processor, folder)
+
+
+STANDINS = {
+    "llava_next": tiny_llava_next,
+    "qwen2_vl": tiny_qwen2_vl,
+    "idefics3": tiny_idefics3,
+    "mllama": tiny_mllama,
+}

@@ -1,0 +1,65 @@
+"""`adamllm pocket`: making the laptop-size models, and seed files of their world.
+
+Imported by the command line at its start, so nothing heavy is imported up here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adamllm_ray.exits import resumable
+
+pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the satellite domain of the quickstart.")
+
+
+@pocket.command("build")
+def pocket_build(
+    output: Annotated[Path, typer.Argument(help="Folder to build in; the models end up below it.")] = Path(
+        "runs/pocket"
+    ),
+    install: Annotated[bool, typer.Option("--install", help="Replace the models that ship with the package.")] = False,
+) -> None:
+    """Make the three pocket models again from nothing (about an hour on 2 cores). Resumable and deterministic.
+
+    Example:  adamllm pocket build runs/pocket
+    """
+    from adamllm_ray.pocket.build import build
+
+    with resumable(None):
+        _print_json(build(output, install=install))
+
+
+@pocket.command("synthesizer")
+def pocket_synthesizer(
+    output: Annotated[Path, typer.Argument(help="Where to write the tuned synthesizer.")],
+) -> None:
+    """Tune a synthesizer from the shipped base model on general seed data (what `make quickstart FULL=1` does first).
+
+    Example:  adamllm pocket synthesizer runs/synthesizer
+    """
+    from adamllm_ray.pocket.build import tune_synthesizer
+
+    with resumable(None):
+        _print_json(tune_synthesizer(output))
+
+
+@pocket.command("seed")
+def pocket_seed(
+    output: Annotated[Path, typer.Argument(help="Folder to write three JSON files and images/ to.")],
+    images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 2000,
+) -> None:
+    """Write seed files of the pocket world, for `adamllm seed`.
+
+    Example:  adamllm pocket seed runs/seed --images 500
+    """
+    from adamllm_ray.pocket.seeds import write_seed
+
+    _print_json(write_seed(output, images))
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, indent=2))
