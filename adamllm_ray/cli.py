@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from adamllm_ray.ablation.command import ablate
 from adamllm_ray.arguments import ConfigPath, Overrides, folder_of
 from adamllm_ray.config import config_schema, dump_config, load_config
 from adamllm_ray.errors import ConfigError
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.add_typer(pocket, name="pocket")
 app.add_typer(products)  # report, quality, publish, push
 app.command()(compare)
+app.command()(ablate)
 
 WATCH_S = 10.0
 

@@ -62,13 +62,15 @@ def planned(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that this configuration asks for.
 
     Ingest, synthesize and train; before synthesize those of a synthesizer of its own (models.synthesizer: tuned), and
-    evaluate where it names a task. With training.objective: synthesizer nothing but seed data and training.
+    evaluate where it names a task. With run.upstream nothing before train; with training.objective: synthesizer
+    nothing but seed data and training.
     """
     if config.training.objective == "synthesizer":
         names = ["seed", "train"]
     else:
         own = ["seed", "synthesizer"] if config.tunes_synthesizer else []
-        names = ["ingest", *own, "synthesize", "train", *(["evaluate"] if config.evaluation.asked else [])]
+        tasks = [] if config.run.upstream else ["ingest", *own, "synthesize"]
+        names = [*tasks, "train", *(["evaluate"] if config.evaluation.asked else [])]
     return tuple(stage_named(name) for name in names)
 
 

@@ -54,8 +54,8 @@ def print_summary(config: RunConfig, folder: RunFolder, manifests: dict[str, Man
     from adamllm_ray.report.build import build_report
     from adamllm_ray.report.summary import contamination_lines, funnel_lines
 
-    if "synthesize" not in manifests:  # a synthesizer was tuned, and that is all
-        console.print(f"\nsynthesizer: {manifests['train'].extra['model']}", soft_wrap=True, highlight=False)
+    if "synthesize" not in manifests:  # a synthesizer was tuned, or another run has made the tasks
+        console.print(f"\nmodel:  {manifests['train'].extra['model']}", soft_wrap=True, highlight=False)
         return
     _, leaked = judge_data(config, folder)
     page = build_report(config, folder)

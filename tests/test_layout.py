@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
-VERBS = "compare config evaluate ingest plan pocket publish push quality redrive report run seed size".split()  # noqa: SIM905
+VERBS = "ablate compare config evaluate ingest plan pocket publish push quality redrive report run seed size".split()  # noqa: SIM905
 VERBS += "status submit synthesize train verify".split()  # noqa: SIM905
 
 
@@ -73,7 +73,10 @@ def test_verbs_of_the_command_line():
 
 
 TESTED_WITH_A_NEIGHBOUR = {
+    "ablation/arms.py": "ablation/test_driver.py",
+    "ablation/command.py": "test_cli.py",
     "arguments.py": "test_cli.py",
+    "config/ablation.py": "ablation/test_driver.py",
     "config/conversations.py": "training/test_wording.py",
     "config/data.py": "test_config.py",
     "config/engine.py": "synthesis/test_placement.py",

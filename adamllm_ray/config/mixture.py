@@ -29,6 +29,16 @@ class MixtureSection(Section):
     untasked: Share = Field(
         default=1.0, description="Share of the records without a kept task that train as caption only."
     )
+    threshold: Share | None = Field(
+        default=None,
+        description="Train on tasks with P(Yes) of at least this, whatever the judge's own rule made of them; 0: on "
+        "all that were judged. Absent: on the kept ones.",
+    )
+    seed_tasks: Weight = Field(
+        default=0.0,
+        description="Examples of general tasks, from this run's seed data, per domain example. The judge has not seen "
+        "them.",
+    )
     replay: list[ReplaySource] = Field(default_factory=list)
     tolerance: Share = Field(default=0.05, description="Allowed distance between requested and realised shares.")
 

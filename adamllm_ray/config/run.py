@@ -30,6 +30,11 @@ class RunSection(Section):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Name shown in reports.")
     output: str = Field(description="Run folder: a local path or s3://bucket/prefix.")
+    upstream: str | None = Field(
+        default=None,
+        description="Another run folder, whose ingest, seed data, synthesizer and tasks this run uses as they are; it "
+        "trains and evaluates only.",
+    )
     s3: S3Section = S3Section()
     s3_lock: bool = Field(default=True, description="Off for a store without conditional writes: no lock on S3 then.")
     s3_lease_s: Positive = Field(default=60.0, description="A driver not heard of for so many seconds loses an S3 run.")
@@ -95,6 +100,7 @@ class RunConfig(Section):
         wanted = {
             "models.synthesizer: tuned": self.models.synthesizer in (TUNED, self.own_synthesizer),
             "training.objective: synthesizer": self.training.objective == "synthesizer",
+            "mixture.seed_tasks": self.mixture.seed_tasks > 0,
         }
         for setting, asked in wanted.items():
             if asked and not self.seed.given:

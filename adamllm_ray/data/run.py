@@ -45,6 +45,7 @@ from adamllm_ray.errors import FingerprintMismatch, RowAccountingError, StorageE
 
 FINGERPRINT, MANIFEST = "fingerprint.json", "manifest.json"
 ROWS = ("data", "redriven")  # the folders whose Parquet files are the stage's rows
+UPSTREAM = ("ingest", "seed", "synthesizer", "synthesize")  # stages that run.upstream shares
 PRODUCTS = (*ROWS, "model")  # the folders of a stage whose files the manifest signs
 
 State = Literal["fresh", "resume", "finished"]
@@ -276,13 +277,22 @@ class StageFolder:
 class RunFolder:
     """A run's home. ``uri`` as given (made absolute), ``root`` is the path inside ``fs``.
 
+    ``upstream`` is another run's home, on the same store, whose stages up to synthesis are this run's.
+
     Raises ConfigError for a path that cannot be one, StorageError when the object store cannot be reached.
     """
 
     def __init__(
-        self, output: str, s3: S3Section | None = None, *, lease_s: float = 60.0, s3_lock: bool = True
+        self,
+        output: str,
+        s3: S3Section | None = None,
+        *,
+        lease_s: float = 60.0,
+        s3_lock: bool = True,
+        upstream: str | None = None,
     ) -> None:
         self.place = storage.resolve(output, s3)
+        self._upstream = None if upstream is None else storage.resolve(upstream, s3)
         self._lease_s, self._locks = lease_s, s3_lock or self.place.local
         self.uri: str = self.place.uri
         self.fs: pafs.FileSystem = self.place.fs
@@ -292,11 +302,18 @@ class RunFolder:
     @classmethod
     def of(cls, section: RunSection) -> RunFolder:
         """The folder that a configuration names."""
-        return cls(section.output, section.s3, lease_s=section.s3_lease_s, s3_lock=section.s3_lock)
+        return cls(
+            section.output,
+            section.s3,
+            lease_s=section.s3_lease_s,
+            s3_lock=section.s3_lock,
+            upstream=section.upstream,
+        )
 
     def stage(self, name: str) -> StageFolder:
-        """The folder of one stage."""
-        return StageFolder(name, self.place.child(name))
+        """The folder of one stage: of another run, where this one builds upon its tasks."""
+        place = self._upstream if self._upstream is not None and name in UPSTREAM else self.place
+        return StageFolder(name, place.child(name))
 
     def write(self, name: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a small file of the run itself (the resolved configuration, say), whole or not at all."""

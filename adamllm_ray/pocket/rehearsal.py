@@ -87,7 +87,7 @@ class _Stage:
         """The configuration, with everything that lies elsewhere replaced."""
         from adamllm_ray.pocket.seeds import write_seed
 
-        run = config.run.model_copy(update={"output": str(self.folder / "run")})
+        run = config.run.model_copy(update={"output": str(self.folder / "run"), "upstream": None})
         models = config.models.model_copy(update={"base": self.model(config.models.base)})
         seed = config.seed
         if seed.given:
@@ -144,14 +144,16 @@ class _Stage:
         from adamllm_ray.training.books import Books
         from adamllm_ray.training.catalog import write_catalog
         from adamllm_ray.training.parts import prepare_parts
+        from adamllm_ray.training.replay import with_seed_tasks
         from adamllm_ray.training.stream import open_batches
 
         section, base = training.config.training, training.first
         stage = run.stage(training.name)
         stage.begin({"dry": "run"})
-        books = Books(training.config, run, stage, base, None, training.source)
+        config = training.config.model_copy(update={"mixture": with_seed_tasks(training.config.mixture)})
+        books = Books(config, run, stage, base, None, training.source)
         write_catalog(books.catalog, stage)
-        source = open_batches(training.config.model_dump_json(), run.uri, base, 0, 1, stage.name)
+        source = open_batches(config.model_dump_json(), run.uri, base, 0, 1, stage.name)
         batches = source.load(0)  # a single worker's: the made-up rows would not go round
         batch = next((one for one in batches if one.weight), batches[0])
         model, _ = load_vlm(base, "float32")

@@ -141,7 +141,7 @@ def tiny_mllama(tokenizer: Any, folder: Path) -> Path:
         "eos_token_id": EOS,
         "pad_token_id": PAD,
     }
-    vision = {"hidden_size": 64, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
+    vision: dict[str, Any] = {"hidden_size": 64, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 2}
     vision |= {"intermediate_size": 128, "image_size": 28, "patch_size": 14, "vision_output_dim": 128}
     vision |= {"intermediate_layers_indices": [0]}
     config = MllamaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)

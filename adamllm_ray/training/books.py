@@ -55,10 +55,11 @@ class Books:
         from adamllm_ray.training.catalog import build_catalog, write_catalog
         from adamllm_ray.training.lengths import Lengths
         from adamllm_ray.training.mix import Mixture
-        from adamllm_ray.training.replay import copy_replay
+        from adamllm_ray.training.replay import SeedTasks, copy_replay
         from adamllm_ray.training.stream import plan
 
-        replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3)
+        general = SeedTasks(run.stage("seed"), config.conversations, config.run.seed)
+        replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3, general)
         self.replay = replay.verdicts
         self.stage = stage
         contaminated = {}
@@ -69,7 +70,8 @@ class Books:
         measure = Lengths(
             load_processor(base), config.data.images, config.conversations, seed=config.run.seed, ended=ended
         )
-        self.catalog = build_catalog(run.stage(source), replay.files, measure, contaminated)
+        threshold = config.mixture.threshold
+        self.catalog = build_catalog(run.stage(source), replay.files, measure, contaminated, threshold)
         self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
         self.entries = plan(self.mixture, config.training)
         self.steps = steps_for(len(self.entries), config.training)

@@ -87,6 +87,7 @@ def build_catalog(
     replay: dict[str, list[str]],
     measure: Measure,
     contaminated: Mapping[str, pa.Array] | None = None,
+    threshold: float | None = None,
 ) -> Catalog:
     """Look at every row once: its verdict, whether it has a kept task, how long it is.
 
@@ -95,11 +96,15 @@ def build_catalog(
         replay: Parquet files (inside the same file system) of each replay source, as `replay` wrote them.
         measure: `lengths.Lengths`, or what else gives the tokens of some rows in the three forms.
         contaminated: ids by source that may not train; their verdict says so.
+        threshold: least P(Yes) of a task that trains; by default those that were kept.
     """
     marked = contaminated or {}
     with storage.storage_errors("read the records", records.uri):
         sources = sorted({DOMAIN: records.parquet_files(), **replay}.items())
-        tables = [_source_table(records.fs, source, files, measure, marked.get(source)) for source, files in sources]
+        tables = [
+            _source_table(records.fs, source, files, measure, marked.get(source), threshold)
+            for source, files in sources
+        ]
     return Catalog(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
 
 
@@ -211,9 +216,11 @@ REPLAY_SCHEMA = pa.schema(
 )
 
 
-def _source_table(fs: Any, source: str, files: list[str], measure: Measure, marked: pa.Array | None) -> pa.Table:
+def _source_table(
+    fs: Any, source: str, files: list[str], measure: Measure, marked: pa.Array | None, threshold: float | None
+) -> pa.Table:
     """Catalog rows of one source, sorted by id."""
-    parts = [_measured(fs, files, _marked(rows, marked), measure) for rows in _gathered(fs, source, files)]
+    parts = [_measured(fs, files, _marked(rows, marked), measure, threshold) for rows in _gathered(fs, source, files)]
     if not parts:
         return SCHEMA.empty_table()
     found = pa.concat_tables(parts).combine_chunks()
@@ -231,7 +238,7 @@ def _source_table(fs: Any, source: str, files: list[str], measure: Measure, mark
 def _gathered(fs: Any, source: str, files: list[str]) -> Iterator[pa.Table]:
     """The short columns of all rows, with ``file`` (position in ``files``) and ``row``, some thousands at a time."""
     names = ["id", "verdict", "width", "height", "turns", "split"]  # what a file lacks is left out
-    names += [*TEXTS, "further", "task_verdict"] if source == DOMAIN else []
+    names += [*TEXTS, "further", "task_verdict", "judge_yes"] if source == DOMAIN else []
     waiting: list[pa.Table] = []
     for file, first, batch in read_located(fs, files, names):
         rows = np.arange(first, first + len(batch), dtype=np.int32)
@@ -264,12 +271,14 @@ def _marked(rows: pa.Table, contaminated: pa.Array | None) -> pa.Table:
     return rows.set_column(rows.column_names.index("verdict"), "verdict", verdict)
 
 
-def _measured(fs: Any, files: list[str], rows: pa.Table, measure: Measure) -> pa.Table:
+def _measured(fs: Any, files: list[str], rows: pa.Table, measure: Measure, threshold: float | None = None) -> pa.Table:
     """The catalog's columns of some rows, names not yet shared."""
     usable = pc.equal(rows["verdict"], Verdict.OK.value)
     tasked = np.zeros(len(rows), np.bool_)
     if "task_verdict" in rows.column_names:
         tasked = pc.fill_null(pc.equal(rows["task_verdict"], Verdict.KEPT.value), False).to_numpy()
+        if threshold is not None and "judge_yes" in rows.column_names:
+            tasked = pc.fill_null(pc.greater_equal(rows["judge_yes"], threshold), False).to_numpy()
     tokens = np.zeros((len(rows), len(FORMS)), np.int32)
     chosen = rows.append_column("tasked", pa.array(tasked)).filter(usable)
     tokens[usable.to_numpy()] = measure(_with_sizes(fs, files, chosen, measure))

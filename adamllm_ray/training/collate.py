@@ -188,7 +188,7 @@ class Collator:
         if not found or TILES not in found[0]:
             return text | _stack(found)
         inputs = text | _stack([tensors or self._blank().tensors for tensors in images])
-        after = (inputs["input_ids"] == self.image_id).cumsum(dim=1) > 0
+        after = torch.eq(inputs["input_ids"], self.image_id or 0).cumsum(dim=1) > 0
         inputs["cross_attention_mask"] = after.long()[:, :, None, None] * inputs[TILES][:, None]
         return inputs
 

@@ -35,6 +35,7 @@ from adamllm_ray.training import snapshots
 from adamllm_ray.training.board import failure, start_board, watching
 from adamllm_ray.training.books import Books, forbidden_sets
 from adamllm_ray.training.recipes import SYNTHESIZED, Pass, passes, synthesizer_pass
+from adamllm_ray.training.replay import with_seed_tasks
 from adamllm_ray.training.trackers import open_trackers, require, scalars
 from adamllm_ray.training.wording import shipped_requests, with_pool
 from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
@@ -103,7 +104,8 @@ def train_pass(training: Pass, run: RunFolder, *, force_new: bool = False) -> Ma
     """One training, or the manifest it finished with before. Raises as `train`."""
     started = time.monotonic()
     wording = with_pool(training.config.conversations, training.config.data.s3)
-    config = training.config.model_copy(update={"conversations": wording})
+    mixture = with_seed_tasks(training.config.mixture)
+    config = training.config.model_copy(update={"conversations": wording, "mixture": mixture})
     require(config)
     stage, base = run.stage(training.name), resolve_model(config.models.base, config.run.s3)
     source = run.stage(training.source).manifest()
