@@ -25,6 +25,7 @@ from adamllm_ray.synthesis.prompts import synthesis_prompt
 from adamllm_ray.synthesis.triplets import Triplet, TripletParser
 
 ENGINE = EngineSection(max_model_len=512, max_num_seqs=64, kv_cache_gib=0.5, cpus_per_replica=2)
+JUDGE = Path(__file__).parent / "weights" / "judge"
 
 
 def measure(models: dict[str, Path]) -> dict[str, Any]:
@@ -60,11 +61,31 @@ def measure_synthesizer(folder: Path, pairs: int = 300) -> dict[str, Any]:
     return _synthesize(folder, pairs)[0]
 
 
-def _synthesize(folder: Path, count: int) -> tuple[dict[str, Any], list[tuple[Pair, Triplet]]]:
+def judged_tasks(folder: Path, count: int, *, noise: bool = False) -> dict[str, list[bool]]:
+    """For each of ``count`` chips whether its task could be read, the judge kept it, and both answers are right.
+
+    ``noise``: the images are random pixels and the captions as they were; right is against the caption's facts then.
+    """
+    _, triplets = _synthesize(folder, count, noise=noise)
+    tokenizer = _processor(JUDGE)
+    labels = label_ids(tokenizer)
+    prompts = [judge_prompt(tokenizer, t.question, t.informative, t.precise, few_shot=False) for _, t in triplets]
+    spec = SamplingSpec(1, allowed_token_ids=tuple(labels.values()), logprobs=len(labels))
+    requests = [Request(str(number), ids) for number, ids in enumerate(prompts)]
+    answers = _complete(JUDGE, requests, spec, images=False) if requests else []
+    kept = [judgement(answer.logprobs, labels).yes >= 0.5 for answer in answers]
+    missing = [False] * (count - len(triplets))
+    right = [_right(*one) for one in triplets]
+    return {"parsed": [True] * len(triplets) + missing, "kept": kept + missing, "right": right + missing}
+
+
+def _synthesize(folder: Path, count: int, *, noise: bool = False) -> tuple[dict[str, Any], list[tuple[Pair, Triplet]]]:
     pairs = list(training_pairs(count))
     chat = ChatFormat(_processor(folder).tokenizer)
     parser = TripletParser(chat)
-    requests = [Request(pair.key, synthesis_prompt(chat, pair.caption), _image(pair.image_bytes)) for pair in pairs]
+    requests = [
+        Request(pair.key, synthesis_prompt(chat, pair.caption), _image(pair.image_bytes, noise)) for pair in pairs
+    ]
     written = _complete(folder, requests, SamplingSpec(128, stop_token_ids=(parser.end_id,)), images=True)
     triplets = []
     for pair, completion in zip(pairs, written, strict=True):
@@ -123,10 +144,13 @@ def _processor(folder: Path) -> Any:
     return kind.from_pretrained(folder, local_files_only=True)
 
 
-def _image(data: bytes) -> Any:
+def _image(data: bytes, noise: bool = False) -> Any:
     from PIL import Image
 
-    return Image.open(io.BytesIO(data)).convert("RGB")
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    if not noise:
+        return picture
+    return Image.frombytes("RGB", picture.size, Random(data).randbytes(3 * picture.width * picture.height))
 
 
 def _complete(folder: Path, requests: list[Request], spec: SamplingSpec, *, images: bool) -> list[Completion]:

@@ -37,12 +37,15 @@ def refuse_local(job: str, config: RunConfig, mounted: Sequence[str] = ()) -> No
 def _fields(job: str, config: RunConfig) -> Iterator[tuple[str, str, str]]:
     """(field, value, what it could be instead) of each path that the job reads or writes, as far as they are set."""
     yield "run.output", config.run.output, DATA
+    if config.run.upstream:
+        yield "run.upstream", config.run.upstream, DATA
     of_stage = {"ingest": _ingest, "synthesize": _synthesize, "train": _train, "evaluate": _evaluate}
     for stage, fields in of_stage.items():
         if job in (stage, "pipeline"):
             yield from ((field, value, instead) for field, value, instead in fields(config) if value)
     if job == "pipeline":
-        yield from ((field, value, instead) for field, value, instead in _report(config) if value)
+        for fields in (_seed, _report):
+            yield from ((field, value, instead) for field, value, instead in fields(config) if value)
 
 
 _Fields = Iterator[tuple[str, str | None, str]]
@@ -54,6 +57,15 @@ def _ingest(config: RunConfig) -> _Fields:
     yield "data.image_folder", config.data.image_folder, DATA
 
 
+def _seed(config: RunConfig) -> _Fields:
+    """Seed data, and the model that is tuned on them."""
+    if config.seed.given:
+        for name in ("captions", "precise", "informative", "image_folder"):
+            yield f"seed.{name}", getattr(config.seed, name), DATA
+        if config.tunes_synthesizer:
+            yield "seed.base", config.seed.base, MODEL
+
+
 def _synthesize(config: RunConfig) -> _Fields:
     yield "models.synthesizer", config.models.synthesizer, MODEL
     yield "models.judge", config.models.judge, MODEL
@@ -63,6 +75,7 @@ def _synthesize(config: RunConfig) -> _Fields:
 
 def _train(config: RunConfig) -> _Fields:
     yield "models.base", config.models.base, MODEL
+    yield "conversations.caption_pool", config.conversations.caption_pool, DATA
     for number, source in enumerate(config.mixture.replay):
         yield f"mixture.replay.{number}.path", source.path, DATA
         yield f"mixture.replay.{number}.image_folder", source.image_folder, DATA

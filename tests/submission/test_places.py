@@ -47,6 +47,8 @@ def test_what_travels_is_let_through(job):
         ("judge__engine", {"lora": "adapter"}, "judge.engine.lora", "synthesize"),
         ("models__base", "../base", "models.base", "train"),
         ("mixture__replay", [{"name": "g", "path": "g.json", "weight": 1}], "mixture.replay.0.path", "train"),
+        ("conversations", {"caption_pool": "pool.txt"}, "conversations.caption_pool", "train"),
+        ("run__upstream", "runs/tasks", "run.upstream", "train"),
         ("models__base", "../base", "models.base", "evaluate"),
         ("evaluation__task", "test.parquet", "evaluation.task", "evaluate"),
         ("evaluation", {"tasks": [{"name": "q", "path": "q.jsonl"}]}, "evaluation.tasks.0.path", "evaluate"),
@@ -78,3 +80,11 @@ def test_what_every_node_has():
         refuse_local("train", config(run__output="shared/x"), ["/shared"])
     with pytest.raises(ConfigError, match=r"run\.output"):
         refuse_local("train", config(run__output="/shared-not/x"), ["/shared"])
+
+
+def test_seed_data_of_a_whole_run_are_named():
+    seed = {"captions": "s3://b/c.json", "precise": "p.json", "informative": "s3://b/i.json", "base": "/models/base"}
+    with pytest.raises(ConfigError, match=r"seed\.precise") as caught:
+        refuse_local("pipeline", config(seed=seed, models__synthesizer="tuned"))
+    assert "seed.base: '/models/base' is a path of this machine; give s3://bucket/folder" in str(caught.value)
+    refuse_local("synthesize", config(seed=seed))
