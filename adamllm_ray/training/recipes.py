@@ -40,7 +40,7 @@ def passes(config: RunConfig, run: RunFolder) -> list[Pass]:
     if section.recipe == "single_stage":
         return [Pass(TRAIN, SYNTHESIZED, config, base)]
     captions = config.mixture.model_copy(
-        update={"both": 0.0, "caption": 1.0, "task": 0.0, "untasked": 1.0, "replay": []}
+        update={"both": 0.0, "caption": 1.0, "task": 0.0, "untasked": 1.0, "replay": [], "seed_tasks": 0.0}
     )
     tasks = config.mixture.model_copy(update={"both": 0.0, "caption": 0.0, "task": 1.0, "untasked": 0.0})
     first = _changed(config, mixture=captions, training=_captions_section(section, base))

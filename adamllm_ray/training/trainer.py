@@ -107,7 +107,8 @@ def train_pass(training: Pass, run: RunFolder, *, force_new: bool = False) -> Ma
     mixture = with_seed_tasks(training.config.mixture)
     config = training.config.model_copy(update={"conversations": wording, "mixture": mixture})
     require(config)
-    stage, base = run.stage(training.name), resolve_model(config.models.base, config.run.s3)
+    own = config.run.s3 if config.models.base != training.first else None  # a model that this run has made
+    stage, base = run.stage(training.name), resolve_model(config.models.base, own)
     source = run.stage(training.source).manifest()
     if source is None:
         verb = {
@@ -164,10 +165,10 @@ def check(config: RunConfig, run: RunFolder) -> None:
     from adamllm_ray.models import fetch
 
     require(config)
-    planned = [*([synthesizer_pass(config)] if config.tunes_synthesizer else []), *passes(config, run)]
+    planned = [synthesizer_pass(config)] if config.tunes_synthesizer and not fetch.is_remote(config.seed.base) else []
+    planned += [] if fetch.is_remote(config.models.base) else passes(config, run)
     for each in planned:
-        if not fetch.is_remote(each.first):
-            _checked(each.config, resolve_model(each.first))
+        _checked(each.config, resolve_model(each.first))
 
 
 def _checked(config: RunConfig, base: str) -> list[PartRow]:
