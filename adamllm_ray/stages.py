@@ -61,14 +61,14 @@ def stage_named(name: str) -> Stage:
 def planned(config: RunConfig) -> tuple[Stage, ...]:
     """The stages that this configuration asks for.
 
-    Ingest, synthesize and train; before synthesize those of a synthesizer of its own (models.synthesizer: tuned), and
-    evaluate where it names a task. With run.upstream nothing before train; with training.objective: synthesizer
-    nothing but seed data and training.
+    Ingest, synthesize and train; seed data where the section names files, and before synthesize the tuning of a
+    synthesizer (models.synthesizer: tuned); evaluate where it names a task. With run.upstream nothing before train;
+    with training.objective: synthesizer nothing but seed data and training.
     """
     if config.training.objective == "synthesizer":
         names = ["seed", "train"]
     else:
-        own = ["seed", "synthesizer"] if config.tunes_synthesizer else []
+        own = [*(["seed"] if config.seed.given else []), *(["synthesizer"] if config.tunes_synthesizer else [])]
         tasks = [] if config.run.upstream else ["ingest", *own, "synthesize"]
         names = [*tasks, "train", *(["evaluate"] if config.evaluation.asked else [])]
     return tuple(stage_named(name) for name in names)

@@ -34,7 +34,7 @@ from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
 from adamllm_ray.training.board import failure, start_board, watching
 from adamllm_ray.training.books import Books, forbidden_sets
-from adamllm_ray.training.recipes import SYNTHESIZED, Pass, passes, synthesizer_pass
+from adamllm_ray.training.recipes import SEED, SYNTHESIZED, Pass, passes, synthesizer_pass
 from adamllm_ray.training.replay import with_seed_tasks
 from adamllm_ray.training.trackers import open_trackers, require, scalars
 from adamllm_ray.training.wording import shipped_requests, with_pool
@@ -116,9 +116,14 @@ def train_pass(training: Pass, run: RunFolder, *, force_new: bool = False) -> Ma
             "seed": "seed data; run `adamllm seed`",
         }
         raise ConfigError(f"{run.uri} has no finished {verb[training.source]} first")
+    general = run.stage(SEED).manifest() if config.mixture.seed_tasks else None
+    if config.mixture.seed_tasks and general is None:
+        raise ConfigError(f"mixture.seed_tasks: {run.uri} has no finished seed data; run `adamllm seed` first")
     rows = _checked(config, base) if force_new or stage.manifest() is None else []
     sets = forbidden_sets(config) if training.source == SYNTHESIZED else None
-    if stage.begin(fingerprint(config, source, base, sets), force_new=force_new) == "finished":
+    made_from = fingerprint(config, source, base, sets)
+    made_from |= {} if general is None else {"seed_tasks": general.identity}
+    if stage.begin(made_from, force_new=force_new) == "finished":
         finished = stage.manifest()
         if finished is not None:
             return finished
