@@ -23,8 +23,16 @@ from adamllm_ray.errors import ConfigError
 
 ROWS = 24
 # Words in the name of a model that is not here, and what they mean.
-_NAMES = (("qwen2-vl", "qwen2_vl"), ("qwen2_vl", "qwen2_vl"), ("llama-3.2", "mllama"), ("mllama", "mllama"))
-_NAMES += (("idefics", "idefics3"), ("smolvlm", "idefics3"), ("llava", "llava_next"), ("synthesizer", "llava_next"))
+_NAMES = (
+    ("qwen2-vl", "qwen2_vl"),
+    ("qwen2_vl", "qwen2_vl"),
+    ("llama-3.2", "mllama"),
+    ("mllama", "mllama"),
+    ("idefics", "idefics3"),
+    ("smolvlm", "idefics3"),
+    ("llava", "llava_next"),
+    ("synthesizer", "llava_next"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,7 @@ class _Stage:
         model, _ = load_vlm(base, "float32")
         rows = prepare_parts(model, section).rows
         loss = None if section.packing else _loss(model, batch)
-        trainable = {row.part: row.trainable for row in rows}
+        trainable: dict[str, int] = {row.part: row.trainable for row in rows}
         kind = str(read_config(base)["model_type"])
         return Rehearsed(training.name, kind, trainable, batch.tokens, int(batch.weight), loss)
 
