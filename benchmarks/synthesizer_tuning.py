@@ -3,7 +3,7 @@
     python -m benchmarks.synthesizer_tuning [IMAGES] [PAIRS]     about half an hour on two cores
 
 Seed files of the pocket world -> `adamllm seed` -> tuning under Ray Train -> export -> vLLM -> tasks for satellite
-chips -> judge, once with 10 % blank images and once with none, and the untuned base for comparison. Shares of the pairs,
+chips -> judge, once with 10 % blank images and once with none, and the untuned base for comparison. Shares of all pairs
 with Wilson intervals: a task could be read; the judge kept it; both answers are right against the chip's known
 attributes. The same again on chips whose image was replaced by noise while the caption stayed (the paper's appendix F).
 """
