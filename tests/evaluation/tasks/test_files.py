@@ -12,7 +12,7 @@ import pytest
 
 from adamllm_ray.errors import SourceError
 from adamllm_ray.evaluation.tasks.files import TaskSource
-from tests.data.conftest import local_bucket
+from tests.buckets import local_bucket
 from tests.evaluation.tasks import released
 
 pytestmark = pytest.mark.timeout(120)
