@@ -49,7 +49,7 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
     # The only markup that is not the templates' own: our script, and SVG whose labels matplotlib escapes.
     drawn = {name: Markup(svg) for name, svg in _plots(config, found).items()}  # noqa: S704
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             name=config.run.name,
@@ -59,6 +59,7 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
             verdict=words,
             sentence=sentence,
             scores=found.scores,
+            graded=facts.graded(found.scores or {}),
             tables=score_tables(found.scores, found.ablations),
             tasks=task_rows(found.scores),
             plots=drawn,
@@ -87,7 +88,8 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
     )
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """The page's templates: every value is escaped, an unknown name is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -101,6 +103,7 @@ def _environment() -> Any:
         "percent": facts.percent,
         "points": facts.points,
         "p_words": facts.p_words,
+        "tone": facts.tone,
         "duration": facts.duration,
         "count": lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
     }

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from adamllm_ray.report import collect as facts
+
 MODELS = ("base", "adapted")
 FIRST = ("protocol", "split", "rows", "n", "unusable")  # columns of the tasks, before whatever else is said of them
 TITLES = {
@@ -48,6 +50,7 @@ class ScoreTable:
     scores: Mapping[str, Any]
     models: list[str]
     rows: list[ScoreRow]
+    graded: bool  # a figure is a mean score, not a share of right answers
 
 
 def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any]) -> list[ScoreTable]:
@@ -61,7 +64,8 @@ def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any])
     for key, each in found:
         if each["models"]["base"]["overall"]:
             others = {name: other if key == "strict" else other.get(key) for name, other in ablations.items()}
-            tables.append(_table(key, each, {name: other for name, other in others.items() if other}))
+            graded = key == "paper" or facts.graded(scores, general=key == "general")
+            tables.append(_table(key, each, {name: other for name, other in others.items() if other}, graded=graded))
     return tables
 
 
@@ -89,14 +93,14 @@ def task_rows(scores: Mapping[str, Any] | None) -> tuple[list[str], list[list[An
     return ["task", *columns], [[name, *(item.get(key, "") for key in columns)] for name, item in plain.items()]
 
 
-def _table(key: str, scores: Mapping[str, Any], ablations: Mapping[str, Any]) -> ScoreTable:
+def _table(key: str, scores: Mapping[str, Any], ablations: Mapping[str, Any], *, graded: bool) -> ScoreTable:
     models = {name: scores["models"][name] for name in MODELS}
     models |= {name: item for name, item in scores["models"].items() if name not in MODELS}
     models |= {name: item["models"]["adapted"] for name, item in ablations.items()}
     rows = [_row(name.replace("_", " "), scores, models, ("types", name)) for name in scores["types"]]
     rows.append(_row("all questions", scores, models, ("overall",), total=True))
     rows.append(_row("mean over types", scores, models, ("average",)))
-    return ScoreTable(key, TITLES[key], NOTES[key], scores, list(models), rows)
+    return ScoreTable(key, TITLES[key], NOTES[key], scores, list(models), rows, graded)
 
 
 def _row(
