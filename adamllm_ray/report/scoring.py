@@ -7,7 +7,7 @@ and a description of each task (``tasks``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class ScoreTable:
     models: list[str]
     rows: list[ScoreRow]
     graded: bool  # a figure is a mean score, not a share of right answers
+    remarks: list[str]  # on the columns of other runs
 
 
 def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any]) -> list[ScoreTable]:
@@ -94,31 +95,51 @@ def task_rows(scores: Mapping[str, Any] | None) -> tuple[list[str], list[list[An
 
 
 def _table(key: str, scores: Mapping[str, Any], ablations: Mapping[str, Any], *, graded: bool) -> ScoreTable:
-    models = {name: scores["models"][name] for name in MODELS}
-    models |= {name: item for name, item in scores["models"].items() if name not in MODELS}
-    models |= {name: item["models"]["adapted"] for name, item in ablations.items()}
-    rows = [_row(name.replace("_", " "), scores, models, ("types", name)) for name in scores["types"]]
-    rows.append(_row("all questions", scores, models, ("overall",), total=True))
-    rows.append(_row("mean over types", scores, models, ("average",)))
-    return ScoreTable(key, TITLES[key], NOTES[key], scores, list(models), rows, graded)
+    own = {name: scores["models"][name] for name in MODELS}
+    others = {name: item["models"]["adapted"] for name, item in ablations.items()}
+    places: list[tuple[str, tuple[str, ...]]] = [(name.replace("_", " "), ("types", name)) for name in scores["types"]]
+    places += [("all questions", ("overall",)), ("mean over types", ("average",))]
+    rows = [_row(label, scores, [*own.values()], [*others.values()], path) for label, path in places]
+    remarks = _remarks(scores["models"]["base"], others, [path for _, path in places])
+    return ScoreTable(key, TITLES[key], NOTES[key], scores, [*own, *others], rows, graded, remarks)
 
 
 def _row(
-    label: str, scores: Mapping[str, Any], models: Mapping[str, Any], path: tuple[str, ...], *, total: bool = False
+    label: str, scores: Mapping[str, Any], own: Sequence[Any], others: Sequence[Any], path: tuple[str, ...]
 ) -> ScoreRow:
-    cells = [_at(item, path) for item in models.values()]
-    base, adapted = cells[:2]
-    assert base is not None  # the table is made where the base model has scores
-    same = [cell if cell is not None and cell["n"] == base["n"] else None for cell in cells]
+    base, adapted = (_at(item, path) for item in own)
+    cells = [cell if cell and _same(cell, base) is not False else None for cell in (_at(one, path) for one in others)]
     return ScoreRow(
         label=label,
         n=base["n"],
-        cells=same,
+        cells=[base, adapted, *cells],
         difference=_at(scores["difference"], path) or {},
         baselines=[_at(item, path) for item in scores.get("baselines", {}).values()],
         unparsable=[cell.get("unparsable", 0) for cell in (base, adapted) if cell is not None],
-        total=total,
+        total=path == ("overall",),
     )
+
+
+def _same(cell: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
+    """Whether two cells are about the same questions; None where an earlier version evaluated one of the runs."""
+    digests = {cell.get("questions_digest"), base.get("questions_digest")}
+    if cell["n"] != base["n"]:
+        return False
+    return None if None in digests else len(digests) == 1
+
+
+def _remarks(base: Mapping[str, Any], others: Mapping[str, Any], paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """What has to be said of the columns of other runs: not the same questions, or nobody knows."""
+    told = []
+    for name, item in others.items():
+        found = [_same(cell, _at(base, path)) for path in paths if (cell := _at(item, path))]
+        if False in found:
+            told.append(f"{name} was asked other questions in {found.count(False)} of {len(found)} rows: no figure there.")
+        if None in found:
+            told.append(
+                f"Whether {name} was asked the same questions cannot be told: an earlier version evaluated it or this run."
+            )
+    return told
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

@@ -1,4 +1,5 @@
 import base64
+import copy
 import hashlib
 import re
 from collections import Counter
@@ -13,6 +14,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError
 from adamllm_ray.report.build import build_report
 from adamllm_ray.report.gallery import clip, gallery
+from adamllm_ray.report.scoring import score_tables
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -147,6 +149,36 @@ def test_other_score_sets_ablations_and_tasks_are_shown(config, full_run, tmp_pa
     settings["report"] = {"ablations": {"none": str(tmp_path / "nothing")}}
     with pytest.raises(ConfigError, match=r"report\.ablations\.none"):
         _build(parse_config(settings), full_run)
+
+
+def _digested(scores, digest):
+    """The scores with the digest of the questions in each cell; None as an earlier version wrote them."""
+    found = copy.deepcopy(scores)
+    for model in found["models"].values():
+        for cell in (*model["types"].values(), model["overall"], model["average"]):
+            cell.pop("questions_digest", None)
+            if digest is not None:
+                cell["questions_digest"] = digest
+    return found
+
+
+def test_columns_of_other_runs_are_about_the_same_questions(config, full_run):
+    scores = full_run.stage("evaluate").manifest().extra["scores"]
+    mine, fewer = _digested(scores, "a"), _digested(scores, "a")
+    fewer["models"]["adapted"]["types"]["island"]["n"] -= 1
+    others = {"same": mine, "others": _digested(scores, "b"), "old": _digested(scores, None), "fewer": fewer}
+    table = score_tables(mine, others)[0]
+    shown = [[cell is not None for cell in row.cells] for row in table.rows]
+    island = [row.label for row in table.rows].index("island")
+    assert shown[0] == [True, True, True, False, True, True]
+    assert shown[island] == [True, True, True, False, True, False]
+    assert table.models == ["base", "adapted", "same", "others", "old", "fewer"]
+    assert table.remarks == [
+        "others was asked other questions in 8 of 8 rows: no figure there.",
+        "Whether old was asked the same questions cannot be told: an earlier version evaluated it or this run.",
+        "fewer was asked other questions in 1 of 8 rows: no figure there.",
+    ]
+    assert [len(score_tables(_digested(scores, None), {"x": one})[0].remarks) for one in (mine, others["old"])] == [1, 1]
 
 
 def test_presigned_thumbnails_need_s3(config, full_run):
