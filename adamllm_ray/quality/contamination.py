@@ -210,15 +210,15 @@ def evaluation_tasks(config: RunConfig) -> list[AskedTask]:
         for number, task in enumerate(config.contamination.against)
     ]
     found = {
-        (asked.task.name, asked.task.path): asked for asked in [*more, *config.evaluation.asked]
+        (asked.task.name, asked.task.path, asked.task.split): asked for asked in [*more, *config.evaluation.asked]
     }
     return list(found.values())
 
 
 def named_sets(config: RunConfig) -> dict[str, AskedTask]:
-    """`evaluation_tasks` by the names that they are shown with; two of one name by their fields, too."""
+    """`evaluation_tasks` by the names that they are shown with: the split, and what else tells two of them apart."""
     tasks = evaluation_tasks(config)
-    names = [asked.task.name for asked in tasks]
+    names = [f"{asked.task.name}, {asked.task.split}" if asked.task.split else asked.task.name for asked in tasks]
     return {
         name if names.count(name) == 1 else f"{name} ({asked.field})": asked
         for name, asked in zip(names, tasks, strict=True)

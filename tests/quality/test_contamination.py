@@ -174,6 +174,28 @@ def test_names_order_and_content_are_the_identity_of_the_sets(leaky, tmp_path):
     assert EvaluationSets.load(leaky).identity != first
 
 
+def test_two_splits_of_a_set_are_two_sets(config, tmp_path):
+    (tmp_path / "s").mkdir()
+    for number, split in enumerate(("test", "validation")):
+        _questions(tmp_path / "s" / f"{split}-0.parquet", [(picture(number), f"Is it {split}?")])
+    own = _questions(tmp_path / "own.parquet", [(picture(5), "Is it mine?")])
+    task = {"name": "s", "path": str(tmp_path / "s")}
+    settings = config.model_dump(mode="json")
+    settings["evaluation"]["tasks"] = [task | {"split": "test"}, {"name": "own", "path": own}]
+    settings["contamination"] = {
+        "against": [task | {"split": "validation"}, task | {"split": "test"}, {"name": "own", "path": str(tmp_path / "s")}]
+    }
+    sets = EvaluationSets.load(parse_config(settings))
+    assert list(sets.names) == [
+        "s, validation",
+        "s, test",
+        "own (contamination.against.2)",
+        "own (evaluation.tasks.1)",
+    ]
+    [found] = sets.match(look_at(picture(1), config.data.images, perceptual=True), ["Is it validation?"])
+    assert (found["set"], found["pair"]) == ("s, validation", True)
+
+
 def test_without_a_synthesis_there_is_nothing_to_compare(leaky, tmp_path):
     from adamllm_ray.data.run import RunFolder
 
