@@ -7,7 +7,7 @@ Sets overlap, so each is compared by itself: a record has a row for every set of
 
 Every usable record is compared (its caption trains), and the replay sources with it; the question of a record counts
 where its task is kept. Four kinds of match are told apart: ``image`` (the same bytes), ``near_image``, ``question``
-(the same words) and ``near_question``. A question alone proves little: many people ask whether the heart is enlarged.
+(the same words) and ``near_question``; a templated prompt is compared without its template, too. A question alone proves little: many people ask whether the heart is enlarged.
 A record that shares its image *and* what is asked about that image, exactly or nearly, is the grave case: a ``pair``.
 
 What ``contamination.exclude`` names does not train: the catalog of the training stage gives such records the verdict
@@ -38,7 +38,7 @@ from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ImageRefused
 from adamllm_ray.evaluation.tasks import Question, task_questions
-from adamllm_ray.quality.questions import KnownQuestions, normal
+from adamllm_ray.quality.questions import KnownQuestions, forms, normal, stands_in
 
 FOUND, SUMMARY = "quality/contamination.parquet", "quality/contamination.json"
 ROWS_AT_ONCE = 128  # rows with their images, of a file that is read
@@ -98,7 +98,7 @@ class _Set:
 
     def add(self, question: Question, image: Seen | None) -> None:
         self.counts["questions" if question.verdict is Verdict.OK else "unusable"] += 1
-        self.texts.append((question.id, question.question))
+        self.texts += [(question.id, form) for form in forms(question.question)]
         if image is None:
             return
         if image.digest not in self.places:
@@ -123,8 +123,14 @@ class _Set:
             "image_question": self.places[digest][0][0],
             "image_bits": bits,
         }
-        asked = KnownQuestions([place for _, one in found for place in self.places[one]], self.near_questions)
-        return columns | self._question(questions) | {"pair": any(asked.find(text) for text in questions)}
+        asked = [place for _, one in found for place in self.places[one]]
+        return columns | self._question(questions) | {"pair": self._asks(questions, asked)}
+
+    def _asks(self, questions: Sequence[str], places: Sequence[tuple[str, str]]) -> bool:
+        """Whether one of the questions is asked in one of these places, exactly, nearly or inside a longer prompt."""
+        known = KnownQuestions([(id, form) for id, text in places for form in forms(text)], self.near_questions)
+        texts = [form for question in questions for form in forms(question)]
+        return any(known.find(text) or any(stands_in(text, prompt) for _, prompt in places) for text in texts)
 
     def _images(self, image: Seen | None) -> list[tuple[int, bytes]]:
         """(bits, digest) of images of this set that this one repeats: the same one first, then the nearest."""
@@ -140,7 +146,8 @@ class _Set:
         return self.numbered[int.from_bytes(id, "little")]
 
     def _question(self, questions: Sequence[str]) -> dict[str, Any]:
-        found = [hit for text in questions if self.known is not None and (hit := self.known.find(text))]
+        texts = [form for question in questions for form in forms(question)]
+        found = [hit for text in texts if self.known is not None and (hit := self.known.find(text))]
         if not found:
             return {}
         best = max(found, key=lambda hit: hit.similarity)

@@ -174,6 +174,32 @@ def test_names_order_and_content_are_the_identity_of_the_sets(leaky, tmp_path):
     assert EvaluationSets.load(leaky).identity != first
 
 
+def test_the_question_in_a_templated_prompt_is_found(config, tmp_path):
+    from adamllm_ray.data.verdicts import Verdict
+    from adamllm_ray.evaluation.tasks import load_questions
+
+    choices = {"A": "Lung", "B": "Heart", "C": "Liver", "D": "Kidney", "label": "B"}
+    prompt = "Question: Which organ is shown here? The choices are: A: Lung B: Heart C: Liver D: Kidney"
+    other = "Look at the picture, then answer as briefly as you can: is the upper half of it dark?"
+    rows = [{"image": picture(n), "input": text, **choices} for n, text in enumerate((prompt, other))]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-0.parquet")
+    settings = config.model_dump(mode="json")
+    settings["evaluation"]["tasks"] = [{"name": "pmc_vqa", "path": str(tmp_path)}]
+    settings = parse_config(settings)
+    assert [one.verdict for one in load_questions(settings.evaluation)] == [Verdict.OK] * 2
+    sets = EvaluationSets.load(settings)
+
+    def found(number, asked):
+        image = look_at(picture(number), config.data.images, perceptual=True)
+        [columns] = sets.match(image, [asked])
+        return columns.get("question_match"), columns["pair"]
+
+    assert found(0, "which organ is shown here") == ("question", True)
+    assert found(0, "Which organ is shown here, then? (A) lung (B) heart") == ("near_question", True)
+    assert found(1, "which organ is shown here") == ("question", False)
+    assert found(1, "Is the upper half of it dark?") == (None, True)  # inside its prompt: only beside its image
+
+
 def test_two_splits_of_a_set_are_two_sets(config, tmp_path):
     (tmp_path / "s").mkdir()
     for number, split in enumerate(("test", "validation")):
