@@ -23,7 +23,7 @@ from adamllm_ray.quality.profile import JUDGED
 from adamllm_ray.report import collect as facts
 from adamllm_ray.report import plots, thumbnails
 from adamllm_ray.report.gallery import Card, gallery
-from adamllm_ray.report.scoring import score_tables, task_rows
+from adamllm_ray.report.scoring import metric_rows, score_tables, task_rows
 
 REPORT = "report/index.html"
 
@@ -62,6 +62,7 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
             graded=facts.graded(found.scores or {}),
             tables=score_tables(found.scores, found.ablations),
             tasks=task_rows(found.scores),
+            metrics=metric_rows(found.scores),
             plots=drawn,
             kinds=plots.kinds_of(_losses(found)),
             speed=facts.speed_tiles(found.values("train")),

@@ -50,6 +50,12 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.NOT_DRAWN: "the mixture left it out in every epoch",
 }
 
+LOST_WORDS = {  # of questions: short, behind their number
+    Verdict.ROW_UNREADABLE: "malformed",
+    Verdict.IMAGE_MISSING: "without an image",
+    Verdict.DUPLICATE: "with an id that came before",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -157,6 +163,18 @@ def headline(scores: Mapping[str, Any] | None) -> tuple[str, str, str]:
         f"to {points(gain['hi'])}, {p_words(gain['p'])})."
     )
     return tone(gain), words[tone(gain)], sentence + _beside_baselines(scores, adapted)
+
+
+def denominator(task: Mapping[str, Any]) -> str:
+    """'n = 96 of 100 rows, 4 malformed': what a task's scores are means over, and why its other rows are not in them."""
+    lost = lost_rows(task)
+    return f"n = {task['n']:,} of {task['rows']:,} rows" + (f", {lost}" if lost else "")
+
+
+def lost_rows(task: Mapping[str, Any]) -> str:
+    """'4 malformed, 1 without an image': rows of a task that could not be asked or scored, by verdict."""
+    counts = sorted(task.get("verdicts", {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} {LOST_WORDS.get(name, name.replace('_', ' '))}" for name, count in counts)
 
 
 def tone(gain: Mapping[str, Any]) -> str:

@@ -14,7 +14,8 @@ from typing import Any
 from adamllm_ray.report import collect as facts
 
 MODELS = ("base", "adapted")
-FIRST = ("protocol", "split", "rows", "n", "unusable")  # columns of the tasks, before whatever else is said of them
+FIRST = ("protocol", "split", "rows", "n", "unusable", "verdicts")  # columns of the tasks, before what else is said
+SHOWN = {"verdicts": "why unusable", "paper_rows": "rows in the paper"}  # heads of columns
 TITLES = {
     "strict": "Scores",
     "paper": "The same answers under the published metrics",
@@ -50,6 +51,7 @@ class ScoreTable:
     scores: Mapping[str, Any]
     models: list[str]
     rows: list[ScoreRow]
+    denominators: list[str]  # of each task
     graded: bool  # a figure is a mean score, not a share of right answers
     remarks: list[str]  # on the columns of other runs
 
@@ -65,8 +67,8 @@ def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any])
     for key, each in found:
         if each["models"]["base"]["overall"]:
             others = {name: other if key == "strict" else other.get(key) for name, other in ablations.items()}
-            graded = key == "paper" or facts.graded(scores, general=key == "general")
-            tables.append(_table(key, each, {name: other for name, other in others.items() if other}, graded=graded))
+            others = {name: other for name, other in others.items() if other}
+            tables.append(_table(key, scores, each, others))
     return tables
 
 
@@ -83,25 +85,62 @@ def task_rows(scores: Mapping[str, Any] | None) -> tuple[list[str], list[list[An
     tasks: Mapping[str, Mapping[str, Any]] = (scores or {}).get("tasks") or {}
     plain = {
         name: {
-            key: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+            key: words
             for key, value in item.items()
-            if isinstance(value, str | int | float) and (key, value) != ("title", name)
+            if (words := _words(key, value, item)) is not None and (key, value) != ("title", name)
         }
         for name, item in tasks.items()
     }
     there = dict.fromkeys(key for item in plain.values() for key in item)
     columns = [*(key for key in FIRST if key in there), *(key for key in there if key not in FIRST)]
-    return ["task", *columns], [[name, *(item.get(key, "") for key in columns)] for name, item in plain.items()]
+    heads = ["task", *(SHOWN.get(key, key) for key in columns)]
+    return heads, [[name, *(item.get(key, "") for key in columns)] for name, item in plain.items()]
 
 
-def _table(key: str, scores: Mapping[str, Any], ablations: Mapping[str, Any], *, graded: bool) -> ScoreTable:
+def _words(key: str, value: Any, task: Mapping[str, Any]) -> str | int | float | None:
+    """What is said of a task, as a cell; None for what stands in tables of its own."""
+    if key == "verdicts":
+        return facts.lost_rows(task)
+    if key == "paper_rows":
+        return ", ".join(f"{column} {count:,}" for column, count in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str | int | float) else None
+
+
+def metric_rows(scores: Mapping[str, Any] | None) -> list[tuple[str, str, str, str]]:
+    """(metric, the columns that it scores, what it means under strict, under paper), each metric once."""
+    columns: dict[tuple[str, str, str], list[str]] = {}
+    for task in ((scores or {}).get("tasks") or {}).values():
+        for column, metrics in task.get("types", {}).items():
+            for name, said in metrics.items():
+                columns.setdefault((name, said["strict"], said["paper"]), []).append(column)
+    return [(name, ", ".join(dict.fromkeys(found)), *said) for (name, *said), found in sorted(columns.items())]
+
+
+def denominators(scores: Mapping[str, Any], *, general: bool = False) -> list[str]:
+    """A sentence per task of the domain (or of the forgetting check): its denominator and the rows that are not in it."""
+    tasks: Mapping[str, Mapping[str, Any]] = scores.get("tasks") or {}
+    return [
+        f"{name}: {facts.denominator(task)}."
+        for name, task in tasks.items()
+        if bool(task.get("general")) == general and {"n", "rows"} <= task.keys()
+    ]
+
+
+def _table(
+    key: str, everything: Mapping[str, Any], scores: Mapping[str, Any], ablations: Mapping[str, Any]
+) -> ScoreTable:
+    general = key == "general"
+    graded = key == "paper" or facts.graded(everything, general=general)
+    asked = denominators(everything, general=general)
     own = {name: scores["models"][name] for name in MODELS}
     others = {name: item["models"]["adapted"] for name, item in ablations.items()}
     places: list[tuple[str, tuple[str, ...]]] = [(name.replace("_", " "), ("types", name)) for name in scores["types"]]
     places += [("all questions", ("overall",)), ("mean over types", ("average",))]
     rows = [_row(label, scores, [*own.values()], [*others.values()], path) for label, path in places]
     remarks = _remarks(scores["models"]["base"], others, [path for _, path in places])
-    return ScoreTable(key, TITLES[key], NOTES[key], scores, [*own, *others], rows, graded, remarks)
+    return ScoreTable(key, TITLES[key], NOTES[key], scores, [*own, *others], rows, asked, graded, remarks)
 
 
 def _row(

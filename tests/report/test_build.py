@@ -12,6 +12,8 @@ import pytest
 from adamllm_ray.config import parse_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError
+from adamllm_ray.evaluation.metrics import METRICS
+from adamllm_ray.evaluation.scores import summarise
 from adamllm_ray.report.build import build_report
 from adamllm_ray.report.gallery import clip, gallery
 from adamllm_ray.report.scoring import score_tables
@@ -149,6 +151,26 @@ def test_other_score_sets_ablations_and_tasks_are_shown(config, full_run, tmp_pa
     settings["report"] = {"ablations": {"none": str(tmp_path / "nothing")}}
     with pytest.raises(ConfigError, match=r"report\.ablations\.none"):
         _build(parse_config(settings), full_run)
+
+
+def test_protocol_split_denominator_and_metrics_are_in_the_page(config, full_run):
+    about = {"title": "SLAKE", "protocol": "zero-shot, at most 9 tokens", "split": "test", "general": False}
+    about["paper_rows"] = {"SLAKE open": 645, "SLAKE closed": 416}
+    rows = [
+        {"question_id": f"slake/{i}", "model": model, "task": "slake", "type": "SLAKE open", "metric": "recall"}
+        | {"verdict": verdict, "score_strict": value, "parsed_strict": True, "score_paper": value, "parsed_paper": True}
+        for model in ("base", "adapted")
+        for i, (value, verdict) in enumerate([(0.5, "ok"), (1.0, "ok"), (None, "row_unreadable")])
+    ]
+    scores = summarise(rows, tasks={"slake": about}, samples=50)
+    full_run.stage("evaluate").finish(rows_in=6, verdicts={"ok": 4, "row_unreadable": 2}, extra={"scores": scores}, seconds=1)
+    text = " ".join("".join(_Page(_build(config, full_run)).text).split())
+    assert "base model's score" in text
+    for words in ("at most 9 tokens", "why unusable", "1 malformed", "SLAKE open 645, SLAKE closed 416", "rows in the paper"):
+        assert words in text
+    assert "slake: n = 2 of 3 rows, 1 malformed." in text
+    for mode in ("strict", "paper"):
+        assert METRICS["recall"].protocol[mode] in text
 
 
 def _digested(scores, digest):
