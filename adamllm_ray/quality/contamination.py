@@ -7,8 +7,9 @@ Sets overlap, so each is compared by itself: a record has a row for every set of
 
 Every usable record is compared (its caption trains), and the replay sources with it; the question of a record counts
 where its task is kept. Four kinds of match are told apart: ``image`` (the same bytes), ``near_image``, ``question``
-(the same words) and ``near_question``; a templated prompt is compared without its template, too. A question alone proves little: many people ask whether the heart is enlarged.
-A record that shares its image *and* what is asked about that image, exactly or nearly, is the grave case: a ``pair``.
+(the same words) and ``near_question``; a templated prompt is compared without its template, too. A question alone
+proves little: many people ask whether the heart is enlarged. A record that shares its image *and* what is asked about
+that image, exactly or nearly, is the grave case: a ``pair``.
 
 What ``contamination.exclude`` names does not train: the catalog of the training stage gives such records the verdict
 ``contaminated``. Images are decoded by threads as they stream by; the sets are held as hashes and texts.
@@ -216,9 +217,7 @@ def evaluation_tasks(config: RunConfig) -> list[AskedTask]:
         AskedTask(f"contamination.against.{number}", task, False)
         for number, task in enumerate(config.contamination.against)
     ]
-    found = {
-        (asked.task.name, asked.task.path, asked.task.split): asked for asked in [*more, *config.evaluation.asked]
-    }
+    found = {(asked.task.name, asked.task.path, asked.task.split): asked for asked in [*more, *config.evaluation.asked]}
     return list(found.values())
 
 
@@ -283,7 +282,9 @@ def contaminated_ids(run: RunFolder, kinds: Sequence[str]) -> dict[str, pa.Large
         hit = pc.or_(hit, pc.fill_null(table["pair"], False))
     table = table.filter(hit)
     names = table["source"].unique().to_pylist()
-    return {name: table.filter(pc.equal(table["source"], name))["id"].cast(pa.large_string()).unique() for name in names}
+    return {
+        name: table.filter(pc.equal(table["source"], name))["id"].cast(pa.large_string()).unique() for name in names
+    }
 
 
 def replay_files(stage: StageFolder) -> dict[str, tuple[str, int]]:

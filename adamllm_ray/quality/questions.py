@@ -48,7 +48,7 @@ def normal(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """A prompt without what a template puts around its question: "Question:" before it, the list of choices after it."""
+    """A prompt without what a template puts around its question: "Question:" before it, the choices after it."""
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
     listed = _CHOICES.search(text)
     return text if listed is None or not normal(text[: listed.start()]) else text[: listed.start()]

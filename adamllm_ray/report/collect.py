@@ -16,7 +16,9 @@ from adamllm_ray.quality import measure
 from adamllm_ray.quality.contamination import read_summary
 from adamllm_ray.quality.profile import JUDGED
 
-RIGHT_OR_WRONG = frozenset({"auto", "yes_no", "choice", "numbered_choice", "category", "exact"})  # strict metrics, 0 or 1
+RIGHT_OR_WRONG = frozenset(
+    {"auto", "yes_no", "choice", "numbered_choice", "category", "exact"}
+)  # strict metrics, 0 or 1
 STAGES = ("ingest", "synthesize", "train", "evaluate")
 VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.OK: "usable",
@@ -166,7 +168,7 @@ def headline(scores: Mapping[str, Any] | None) -> tuple[str, str, str]:
 
 
 def denominator(task: Mapping[str, Any]) -> str:
-    """'n = 96 of 100 rows, 4 malformed': what a task's scores are means over, and why its other rows are not in them."""
+    """'n = 96 of 100 rows, 4 malformed': what a task's scores are means over, and what is not in them."""
     lost = lost_rows(task)
     return f"n = {task['n']:,} of {task['rows']:,} rows" + (f", {lost}" if lost else "")
 

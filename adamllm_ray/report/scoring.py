@@ -115,11 +115,14 @@ def metric_rows(scores: Mapping[str, Any] | None) -> list[tuple[str, str, str, s
         for column, metrics in task.get("types", {}).items():
             for name, said in metrics.items():
                 columns.setdefault((name, said["strict"], said["paper"]), []).append(column)
-    return [(name, ", ".join(dict.fromkeys(found)), *said) for (name, *said), found in sorted(columns.items())]
+    return [
+        (name, ", ".join(dict.fromkeys(found)), strict, paper)
+        for (name, strict, paper), found in sorted(columns.items())
+    ]
 
 
 def denominators(scores: Mapping[str, Any], *, general: bool = False) -> list[str]:
-    """A sentence per task of the domain (or of the forgetting check): its denominator and the rows that are not in it."""
+    """A sentence per task of the domain (or of the forgetting check): its denominator, and what is not in it."""
     tasks: Mapping[str, Mapping[str, Any]] = scores.get("tasks") or {}
     return [
         f"{name}: {facts.denominator(task)}."
@@ -173,11 +176,12 @@ def _remarks(base: Mapping[str, Any], others: Mapping[str, Any], paths: Sequence
     for name, item in others.items():
         found = [_same(cell, _at(base, path)) for path in paths if (cell := _at(item, path))]
         if False in found:
-            told.append(f"{name} was asked other questions in {found.count(False)} of {len(found)} rows: no figure there.")
-        if None in found:
             told.append(
-                f"Whether {name} was asked the same questions cannot be told: an earlier version evaluated it or this run."
+                f"{name} was asked other questions in {found.count(False)} of {len(found)} rows: no figure there."
             )
+        if None in found:
+            why = "an earlier version evaluated it or this run"
+            told.append(f"Whether {name} was asked the same questions cannot be told: {why}.")
     return told
 
 

@@ -69,7 +69,9 @@ def test_images_and_questions_are_found_again(leaky, run):
     assert images == {0: ("image", "q0"), 1: ("near_image", "q1"), 2: ("near_image", "q2"), 8: ("image", "q4")}
     questions = {n: row["question_match"] for n, row in rows.items() if row["question_match"]}
     assert questions[1] == "question"
-    assert [_number(row["id"]) for row in everything if (row["set"], row["question_match"]) == ("other", "question")] == [4]
+    assert [
+        _number(row["id"]) for row in everything if (row["set"], row["question_match"]) == ("other", "question")
+    ] == [4]
     assert questions[3] == "near_question"
     assert 8 not in questions
     assert summary["rows"] == 9
@@ -128,9 +130,7 @@ def overlapping(config, run, tmp_path):
     """Two sets with the same images; each asks its own about the first, both the same about the second."""
     rows = [task(0, instruction="Which organ is it?"), task(1, instruction="Is it normal?"), task(2)]
     finish(run, "synthesize", rows, {"kept": 3})
-    first = _questions(
-        tmp_path / "first.parquet", [(picture(0), "Is there a mass?"), (picture(1), "Is it normal?")]
-    )
+    first = _questions(tmp_path / "first.parquet", [(picture(0), "Is there a mass?"), (picture(1), "Is it normal?")])
     second = _questions(
         tmp_path / "second.parquet",
         [(picture(0), "Which organ is it?"), (picture(1), "Is it normal?"), (picture(2, "PNG", side=64), "Is it day?")],
@@ -209,7 +209,11 @@ def test_two_splits_of_a_set_are_two_sets(config, tmp_path):
     settings = config.model_dump(mode="json")
     settings["evaluation"]["tasks"] = [task | {"split": "test"}, {"name": "own", "path": own}]
     settings["contamination"] = {
-        "against": [task | {"split": "validation"}, task | {"split": "test"}, {"name": "own", "path": str(tmp_path / "s")}]
+        "against": [
+            task | {"split": "validation"},
+            task | {"split": "test"},
+            {"name": "own", "path": str(tmp_path / "s")},
+        ]
     }
     sets = EvaluationSets.load(parse_config(settings))
     assert list(sets.names) == [

@@ -4,7 +4,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adamllm_ray.quality.questions import KnownQuestions, bare, entropy, normal, opening, question_type, stands_in, words_of
+from adamllm_ray.quality.questions import (
+    KnownQuestions,
+    bare,
+    entropy,
+    normal,
+    opening,
+    question_type,
+    stands_in,
+    words_of,
+)
 
 
 @pytest.mark.parametrize(

@@ -163,10 +163,18 @@ def test_protocol_split_denominator_and_metrics_are_in_the_page(config, full_run
         for i, (value, verdict) in enumerate([(0.5, "ok"), (1.0, "ok"), (None, "row_unreadable")])
     ]
     scores = summarise(rows, tasks={"slake": about}, samples=50)
-    full_run.stage("evaluate").finish(rows_in=6, verdicts={"ok": 4, "row_unreadable": 2}, extra={"scores": scores}, seconds=1)
+    full_run.stage("evaluate").finish(
+        rows_in=6, verdicts={"ok": 4, "row_unreadable": 2}, extra={"scores": scores}, seconds=1
+    )
     text = " ".join("".join(_Page(_build(config, full_run)).text).split())
     assert "base model's score" in text
-    for words in ("at most 9 tokens", "why unusable", "1 malformed", "SLAKE open 645, SLAKE closed 416", "rows in the paper"):
+    for words in (
+        "at most 9 tokens",
+        "why unusable",
+        "1 malformed",
+        "SLAKE open 645, SLAKE closed 416",
+        "rows in the paper",
+    ):
         assert words in text
     assert "slake: n = 2 of 3 rows, 1 malformed." in text
     for mode in ("strict", "paper"):
@@ -200,7 +208,10 @@ def test_columns_of_other_runs_are_about_the_same_questions(config, full_run):
         "Whether old was asked the same questions cannot be told: an earlier version evaluated it or this run.",
         "fewer was asked other questions in 1 of 8 rows: no figure there.",
     ]
-    assert [len(score_tables(_digested(scores, None), {"x": one})[0].remarks) for one in (mine, others["old"])] == [1, 1]
+    assert [len(score_tables(_digested(scores, None), {"x": one})[0].remarks) for one in (mine, others["old"])] == [
+        1,
+        1,
+    ]
 
 
 def test_presigned_thumbnails_need_s3(config, full_run):
