@@ -76,6 +76,7 @@ def test_page_says_what_happened(config, full_run):
     text = " ".join("".join(_Page(_build(config, full_run)).text).split())
     assert "Post-training helped" in text
     assert "base model right" in text
+    assert "95 % interval (Wilson for right-or-wrong answers, bootstrap-t for graded ones, 2" in text
     for heading in (
         "Scores",
         "Where the rows went",
