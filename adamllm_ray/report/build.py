@@ -218,8 +218,10 @@ def _stage_rows(manifests: Mapping[str, Manifest], price: float | None) -> list[
 
 
 def _models(config: RunConfig, found: facts.Collected) -> list[tuple[str, str]]:
+    """Role and folder. The adapted model is the one that was scored, which ``models.adapted`` may have named."""
     rows = [(role, getattr(config.models, role)) for role in ("base", "synthesizer", "judge")]
-    adapted = found.values("train").get("model")
+    scored = (found.values("evaluate").get("models") or {}).get("adapted")
+    adapted = scored or config.models.adapted or found.values("train").get("model")
     return [*rows, ("adapted", str(adapted))] if adapted else rows
 
 

@@ -182,6 +182,23 @@ def test_protocol_split_denominator_and_metrics_are_in_the_page(config, full_run
         assert METRICS["recall"].protocol[mode] in text
 
 
+def test_the_adapted_model_is_the_one_that_was_scored(config, full_run):
+    assert ("adapted", "train/model") in _rows_of(_build(config, full_run))
+    settings = config.model_dump(mode="json")
+    settings["models"]["adapted"] = "/models/other-adapter"
+    evaluate = full_run.stage("evaluate")
+    full_run.fs.delete_dir(evaluate.path)
+    assert ("adapted", "/models/other-adapter") in _rows_of(_build(parse_config(settings), full_run))
+    evaluate.begin({"x": 1})
+    models = {"base": "pocket:base", "adapted": "/models/scored"}
+    evaluate.finish(rows_in=1, verdicts={"ok": 1}, extra={"models": models}, seconds=1)
+    assert ("adapted", "/models/scored") in _rows_of(_build(parse_config(settings), full_run))
+
+
+def _rows_of(html):
+    return re.findall(r"<tr><td>([^<]*)</td><td><code>([^<]*)</code></td></tr>", html)
+
+
 def _digested(scores, digest):
     """The scores with the digest of the questions in each cell; None as an earlier version wrote them."""
     found = copy.deepcopy(scores)
