@@ -106,7 +106,7 @@ def evaluate(
 def check(config: RunConfig) -> None:
     """Look at the first row of every task, hours before it is asked. Raises SourceError naming the field."""
     for asked in config.evaluation.asked:
-        if asked.task.name != POCKET:
+        if not asked.task.shipped:
             next(task_questions(asked, config.data.s3, config.data.images), None)
 
 
@@ -138,8 +138,11 @@ def _modules(name: str) -> Iterator[str]:
 
 def _task_fingerprint(asked: AskedTask, config: RunConfig) -> dict[str, Any]:
     task, section = asked.task, config.evaluation
-    if task.name == POCKET:
-        made = code_version(*(f"adamllm_ray.pocket.{name}" for name in ("domain", "chips", "language", "regions")))
+    if task.shipped:
+        modules = (
+            ("domain", "chips", "language", "regions") if task.name == POCKET else ("curriculum", "world", "language")
+        )
+        made = code_version(*(f"adamllm_ray.pocket.{name}" for name in modules))
     else:
         made = task_source(asked, config.data.s3).digest()
     return {

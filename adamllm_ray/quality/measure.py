@@ -71,7 +71,7 @@ def _labels(config: RunConfig) -> tuple[str, Check | None]:
             raise SourceError(f'report.labels: row {number} of {path} is not {{"id": ..., "right": true or false}}')
         if not isinstance(row["right"], bool):
             raise SourceError(
-                f"report.labels: row {number} of {path} has {foreign(repr(row['right']), 40)} as 'right': write true or "
-                "false, without quotes"
+                f"report.labels: row {number} of {path} has {foreign(repr(row['right']), 40)} as 'right': write true or"
+                " false, without quotes"
             )
     return f"labels by hand, {digest[:16]}", labels_by_hand(rows)

@@ -83,8 +83,9 @@ def load_questions(
     Raises:
         SourceError: a task as a whole cannot be read.
     """
-    alone = len(section.asked) == 1
+    of_domain = sum(not asked.general for asked in section.asked)  # general ones have a table of their own
     for asked in section.asked:
+        alone = of_domain == 1 and not asked.general
         limit = asked.task.limit or section.limit
         questions = _unique(_named(asked, section, task_questions(asked, s3, limits), alone=alone))
         if limit is None:
@@ -94,7 +95,7 @@ def load_questions(
 
 
 def task_source(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None) -> TaskSource:
-    """The files of a task (any but 'pocket')."""
+    """The files of a task that does not ship with the package."""
     from adamllm_ray.evaluation.tasks.files import TaskSource
 
     names = benchmark(asked.task.name).folders if asked.task.benchmark else ()
@@ -135,10 +136,10 @@ def task_questions(
     Raises:
         SourceError: the task as a whole cannot be read.
     """
-    if asked.task.name == POCKET:
-        from adamllm_ray.evaluation.tasks.pocket import pocket_questions
+    if asked.task.shipped:
+        from adamllm_ray.evaluation.tasks.pocket import pocket_general_questions, pocket_questions
 
-        return pocket_questions()
+        return pocket_questions() if asked.task.name == POCKET else pocket_general_questions()
     source = task_source(asked, s3, limits)
     if asked.task.benchmark:
         return benchmark(asked.task.name).questions(source)
