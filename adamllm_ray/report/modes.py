@@ -35,22 +35,23 @@ def mode_tables(scores: Mapping[str, Any]) -> Iterator[Table | str]:
     table.add_column("column")
     for title in ("n", "strict: base", "adapted", "unread", "paper: base", "adapted", "unread"):
         table.add_column(title, justify="right")
-    _rows(table, scores, "")
-    if scores.get("general"):
-        _rows(table, scores["general"], "general, not domain: ")
+    _rows(table, scores)
+    if scores.get("general") and scores["general"]["types"]:
+        table.add_row(Text("general, not domain:", "bold"))
+        _rows(table, scores["general"])
     yield table
     for name, task in tasks.items():
         yield _line(name, task)
 
 
-def _rows(table: Table, part: Mapping[str, Any], prefix: str) -> None:
+def _rows(table: Table, part: Mapping[str, Any]) -> None:
     """A row per column of the scores, and the two averages."""
     if not part["types"]:
         return
     for name in part["types"]:
-        table.add_row(f"{prefix}{name.replace('_', ' ')}", *_cells(part, ("types", name)))
-    table.add_row(Text(f"{prefix}all questions", "bold"), *_cells(part, ("overall",)))
-    table.add_row(f"{prefix}mean over columns", *_cells(part, ("average",)))
+        table.add_row(name.replace("_", " "), *_cells(part, ("types", name)))
+    table.add_row(Text("all questions", "bold"), *_cells(part, ("overall",)))
+    table.add_row("mean over columns", *_cells(part, ("average",)))
     table.add_section()
 
 

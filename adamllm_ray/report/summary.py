@@ -41,6 +41,10 @@ def score_table(extra: Mapping[str, Any]) -> Table:
         table.add_section()
         table.add_row(*_cells(Text("all questions", "bold"), scores, lambda item: item["overall"]))
         table.add_row(*_cells(Text("mean over types"), scores, lambda item: item["average"]))
+    general = scores.get("general")
+    if general and general["types"]:
+        table.add_section()
+        table.add_row(*_cells(Text("general, mean"), general, lambda item: item["average"]))
     return table
 
 

@@ -91,6 +91,18 @@ def test_headline_is_about_the_mean_over_types_as_compare_is(tmp_path):
     assert compare(*sides, samples=400).verdict.startswith("A is better than B by 32.5 points")
 
 
+def test_what_was_forgotten_is_a_row_of_the_first_table():
+    rows = _answers([0, 1] * 30, [1, 1] * 30, "t")
+    rows += [
+        row | {"task": "everyday", "question_id": f"x{row['question_id']}"} for row in _answers([1] * 20, [0] * 20, "g")
+    ]
+    tasks = {name: {"title": name, "general": name == "everyday"} for name in ("ours", "everyday")}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(score_table({"scores": summarise(rows, tasks=tasks, samples=50)}))
+    [line] = [line for line in console.export_text().splitlines() if line.strip().startswith("general, mean")]
+    assert line.split()[2:8] == ["20", "100.0", "[84,100]", "0.0", "[0,16]", "\N{MINUS SIGN}100.0"]
+
+
 def test_graded_scores_are_not_called_right():
     graded = _scores(_answers([0.2, 0.4, 0.6], [0.5, 0.4, 0.7], "Recipe1M", "rouge_l"))
     assert "the adapted model scores 53.3 %, the base model 40.0 %" in headline(graded)[2]
