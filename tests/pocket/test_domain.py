@@ -8,7 +8,7 @@ import pytest
 from adamllm_ray.config import load_config, parse_config
 from adamllm_ray.errors import ConfigError
 from adamllm_ray.evaluation import runner
-from adamllm_ray.evaluation.tasks import load_questions
+from adamllm_ray.evaluation.tasks import describe, load_questions
 from adamllm_ray.pocket import chips, curriculum, domain, language
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +68,7 @@ def test_general_questions_are_a_task_beside_the_domain():
     [_, general] = config.evaluation.asked
     assert (general.general, general.task.name, general.task.limit) == (True, "pocket_general", 200)
     assert runner._task_fingerprint(general, config)["questions"]
+    assert describe(general, config.evaluation)["split"] == "all rows"
     asked = list(load_questions(config.evaluation, config.run.seed))
     of_task = {name: [one for one in asked if one.task == name] for name in ("pocket", "pocket_general")}
     assert [len(found) for found in of_task.values()] == [30, 200]
