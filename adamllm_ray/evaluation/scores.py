@@ -16,8 +16,8 @@ The layout, which the report and the CLI read (``extra["scores"]`` of the evalua
 
 CELL is {n, questions_digest, accuracy, lo, hi, unparsable}, DIFF is {value, lo, hi, p}; all shares in 0..1. "accuracy"
 is the mean score, which is graded for recall, F1 and ROUGE-L. Figures of two runs may stand side by side where their
-cells have the same "questions_digest": they are about the same questions, by id. "overall" counts every question once; "average" is the unweighted mean over
-columns, as in the paper (biomedicine: seven, open and closed counted separately).
+cells have the same "questions_digest": they are about the same questions, by id. "overall" counts every question once;
+"average" is the unweighted mean over columns, as in the paper (biomedicine: seven, open and closed counted separately).
 """
 
 from __future__ import annotations

@@ -103,6 +103,14 @@ class Vocabulary:
                     found.add(number)
         return found
 
+    def opening(self, text: str) -> tuple[int, str] | None:
+        """(position of the longest name that the text begins with, what follows it)."""
+        folded = self._fold(text)
+        for name, number, pattern in self._names:
+            if folded.startswith(name) and (match := pattern.match(folded)):
+                return number, folded[match.end() :]
+        return None
+
     def position(self, name: str) -> int | None:
         """Of a name that is given alone, perhaps with a full stop."""
         return self._numbers.get(self._fold(name), self._numbers.get(self._fold(name).strip(" .!")))
