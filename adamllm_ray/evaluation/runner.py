@@ -198,8 +198,14 @@ def _ask(
     total: int,
     maker: EngineMaker | None,
 ) -> None:
-    """Get the answers that are not there yet. What has come is on disk, however this ends."""
+    """Get the answers that are not there yet. What has come is on disk, however this ends.
+
+    A model that was answered for in an earlier attempt is held against the ceiling again: it may be what ended it.
+    """
     settled = {name: set(store.settled) for name, store in stores.items()}
+    for name, store in stores.items():
+        if len(settled[name]) == total:
+            _check_refusals(store.rows(), name)
     waiting = [one for one in contestants if len(settled[one.name]) < total]
     if not waiting:
         return
