@@ -182,7 +182,7 @@ def _contestants(config: RunConfig, run: RunFolder) -> list[Contestant]:
 def _fill(questions: QuestionStore, config: RunConfig) -> int:
     """Put the questions of all tasks into the store. Returns how many there are, usable or not."""
     section = config.evaluation
-    found = load_questions(section, config.run.seed, config.data.s3, config.data.images)
+    found = load_questions(section, config.data.s3, config.data.images)
     total, usable = questions.fill(found)
     if not usable:
         paths = ", ".join(asked.task.path or asked.task.name for asked in section.asked)

@@ -195,6 +195,22 @@ def test_a_model_that_was_refused_too_much_is_so_at_every_attempt(tmp_path, monk
     assert asked == ["base"] * (1 if verdict == "prompt_too_long" else 3)
 
 
+def test_a_limit_asks_runs_of_other_seeds_the_same_questions(tmp_path):
+    rows = [{"id": f"q{i}", "image": "0.png", "question": f"{i}?", "answer": "yes"} for i in range(60)]
+    (tmp_path / "0.png").write_bytes(_png(0))
+    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = []
+    for seed in (0, 1):
+        config = _config(tmp_path, "pocket:base", tmp_path / "task.jsonl", limit=7)
+        config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
+        stage = RunFolder(str(tmp_path / f"run-{seed}")).stage("evaluate")
+        stage.begin({"x": 1})
+        store = QuestionStore(stage)
+        assert runner._fill(store, config) == 7
+        asked.append({one.id for one in store.questions()})
+    assert asked[0] == asked[1]
+
+
 def test_refused_question_is_a_wrong_answer():
     key = Question("q", b"", "?", "yes", "t", "closed")
     scored = {"score_strict": 0.0, "parsed_strict": False, "score_paper": 0.0, "parsed_paper": False}

@@ -1,6 +1,6 @@
 """Where questions come from: a small file per benchmark, the pocket test set, and tables of your own.
 
-    for question in load_questions(config.evaluation, seed, config.data.s3): ...
+    for question in load_questions(config.evaluation, config.data.s3): ...
 
 A benchmark is one `layout.Benchmark` in a module of its name, ``TASK``. A question that cannot be used is still
 yielded, with a verdict that says why: it is counted, not asked.
@@ -74,10 +74,11 @@ class Question:
 
 
 def load_questions(
-    section: EvaluationSection, seed: int = 0, s3: S3Section | None = None, limits: ImageLimits | None = None
+    section: EvaluationSection, s3: S3Section | None = None, limits: ImageLimits | None = None
 ) -> Iterator[Question]:
     """The questions of every task, ids made unique, each task cut to its limit by hash (not by position).
 
+    A limit takes the same questions in every run, whatever its seed: runs of several seeds are pooled by question.
     ``s3`` says how to reach a task on ``s3://``, ``limits`` how large an image file may be.
 
     Raises:
@@ -90,7 +91,7 @@ def load_questions(
         if limit is None:
             yield from questions
         else:
-            yield from heapq.nsmallest(limit, questions, key=lambda item: uniform(seed, "question", item.id))
+            yield from heapq.nsmallest(limit, questions, key=lambda item: uniform(0, "question", item.id))
 
 
 def task_source(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None) -> TaskSource:
