@@ -197,7 +197,8 @@ def score_by_hand(said: str, key: Any) -> float:
 
 def tokens(text: str) -> list[str]:
     numbers = dict(zip(["one", "two", "three", "four", "five"], "12345", strict=True))
-    return [numbers.get(w, w) for w in re.findall(r"\w+", text.lower()) if w not in ("a", "an", "the")]
+    found = re.findall(r"\w+", text.lower())
+    return [numbers.get(w, w) for i, w in enumerate(found, 1) if i == len(found) or w not in ("a", "an", "the")]
 
 
 def holds(text: list[str], name: list[str]) -> bool:

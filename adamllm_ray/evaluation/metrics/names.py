@@ -56,7 +56,10 @@ def f1_of(found: set[int], right: set[int]) -> float:
 
 
 def _names(question: Scorable) -> tuple[Sequence[str], set[int]]:
-    """(vocabulary, positions of the right names in it). A name that is not in it has one below 0: it is not found."""
+    """(vocabulary, positions of the right names in it).
+
+    A right name that is not in it has a position below 0, cannot be found, and is left out by the published scoring.
+    """
     named = answer_names(question.answer)
     known = question.choices or list(dict.fromkeys(named))
     lookup = vocabulary(known, loose=True)
@@ -69,7 +72,7 @@ def _paper(share: Share) -> Rule:
     def rule(prediction: str, question: Scorable) -> Score:
         known, right = _names(question)
         found = find_published(prediction, known)
-        return Score(share(found, right), parsed=bool(found))
+        return Score(share(found, {place for place in right if place >= 0}), parsed=bool(found))
 
     return rule
 

@@ -22,11 +22,15 @@ def conclusion(prediction: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Normalised words: NFKC, lower case, no punctuation, no articles, number words and other digits as 0-9."""
+    """Normalised words: NFKC, lower case, no punctuation, no articles, number words and other digits as 0-9.
+
+    What ends the text is no article ("hepatitis A", "A").
+    """
     folded = "".join(_ascii_digit(c) for c in unicodedata.normalize("NFKC", text).lower())
     folded = re.sub(r"(?<=\d),(?=\d)", "", folded)
     tokens = re.findall(r"\d+\.\d+|\w+", folded)
-    return [_NUMBERS.get(token, token) for token in tokens if token not in _ARTICLES]
+    kept = [token for token in tokens[:-1] if token not in _ARTICLES] + tokens[-1:]
+    return [_NUMBERS.get(token, token) for token in kept]
 
 
 def _ascii_digit(character: str) -> str:
