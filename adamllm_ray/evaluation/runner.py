@@ -33,7 +33,7 @@ from adamllm_ray.evaluation.fallback import engine_maker
 from adamllm_ray.evaluation.metrics import Score, score
 from adamllm_ray.evaluation.scores import summarise
 from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore, QuestionStore, write_table
-from adamllm_ray.evaluation.tasks import Question, describe, load_questions, task_questions, task_source, token_limit
+from adamllm_ray.evaluation.tasks import Question, describe, load_questions, task_digest, task_questions, token_limit
 from adamllm_ray.models.card import refresh_card
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.synthesis.actors import EngineMaker
@@ -141,7 +141,7 @@ def _task_fingerprint(asked: AskedTask, config: RunConfig) -> dict[str, Any]:
     if task.name == POCKET:
         made = code_version(*(f"adamllm_ray.pocket.{name}" for name in ("domain", "chips", "language", "regions")))
     else:
-        made = task_source(asked, config.data.s3).digest()
+        made = task_digest(asked, config.data.s3, config.data.images)
     return {
         "questions": made,
         "path": task.path,
@@ -263,7 +263,7 @@ def _scores(predictions: Sequence[Mapping[str, Any]], questions: QuestionStore, 
     return summarise(
         predictions,
         _baselines(questions, config, {row["question_id"] for row in counted}),
-        tasks={asked.task.name: describe(asked, section) for asked in section.asked},
+        tasks={asked.task.name: describe(asked, section, config.data.s3) for asked in section.asked},
         samples=section.bootstrap_samples,
         seed=config.run.seed,
     )

@@ -102,6 +102,12 @@ def task_source(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimi
     return TaskSource(asked.field, asked.task.path, asked.task.split, names, s3, limits or ImageLimits())
 
 
+def task_digest(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None) -> str:
+    """Of everything that the questions of a task (any but 'pocket') are made of."""
+    beside = benchmark(asked.task.name).beside if asked.task.benchmark else ""
+    return task_source(asked, s3, limits).digest(beside)
+
+
 def benchmark(name: str) -> Benchmark:
     """The published benchmark that the configuration calls so."""
     import importlib
@@ -116,13 +122,18 @@ def token_limit(task: TaskSection, section: EvaluationSection) -> int:
     return task.max_new_tokens or section.max_new_tokens or usual
 
 
-def describe(asked: AskedTask, section: EvaluationSection) -> dict[str, Any]:
-    """What has to be said beside the scores of a task: protocol, split, and what the paper prints."""
+def describe(asked: AskedTask, section: EvaluationSection, s3: S3Section | None = None) -> dict[str, Any]:
+    """What has to be said beside the scores of a task: protocol, the split that was read, what the paper prints.
+
+    Raises:
+        SourceError: the files are no longer there.
+    """
     task = asked.task
-    found: dict[str, Any] = {"title": task.name, "general": asked.general, "split": task.split or "all rows"}
+    split = None if task.name == POCKET else task_source(asked, s3).split_read()
+    found: dict[str, Any] = {"title": task.name, "general": asked.general, "split": split or "all rows"}
     if task.benchmark:
         known = benchmark(task.name)
-        found |= {"title": known.title, "split": task.split or "test", "release": known.release, "link": known.link}
+        found |= {"title": known.title, "split": split or known.split, "release": known.release, "link": known.link}
         found["paper_rows"] = {known.label(column): count for column, count in known.rows.items()}
     how = f"zero-shot, greedy, image first, one turn, at most {token_limit(task, section)} tokens"
     return found | {"protocol": how}

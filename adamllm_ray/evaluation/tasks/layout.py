@@ -81,6 +81,11 @@ class Benchmark:
     max_new_tokens: int = 1024
     split: str = "test"
 
+    @property
+    def beside(self) -> str:
+        """Name of the release's file that the vocabulary is in, if there is one."""
+        return self.names.file if isinstance(self.names, Released) else ""
+
     def label(self, column: str) -> str:
         """What a column is called in tables."""
         return f"{self.title} {column}".strip()
@@ -185,25 +190,29 @@ def labels(source: TaskSource, *, lists: bool = False) -> Names:
     return tuple(sorted(found))
 
 
-def released(file: str, *, lists: bool = False) -> Callable[[TaskSource], Names]:
+@dataclass(frozen=True, slots=True)
+class Released:
     """The vocabulary in a file of the release: a list of names, or a table of names and their numbers.
 
-    Without the file, what the labels make up; that is refused where they are numbers, which say nothing.
+    Without the file, what the labels make up (with ``lists`` a label is several); that is refused where they are
+    numbers, which say nothing.
     """
 
-    def names(source: TaskSource) -> Names:
-        content = source.beside(file)
+    file: str
+    lists: bool = False
+
+    def __call__(self, source: TaskSource) -> Names:
+        """Raises SourceError where there is none."""
+        content = source.beside(self.file)
         if content is not None:
-            return vocabulary(content.decode("utf-8", "replace"), f"{source.field}: {file}")
-        found = labels(source, lists=lists)
+            return vocabulary(content.decode("utf-8", "replace"), f"{source.field}: {self.file}")
+        found = labels(source, lists=self.lists)
         if found and all(name.isdigit() for name in found):
             raise SourceError(
-                f"{source.field}: the labels of {source.path} are numbers, and {file} of the release, which says what "
-                "they mean, is not in that folder or above it: put it there"
+                f"{source.field}: the labels of {source.path} are numbers, and {self.file} of the release, which says "
+                "what they mean, is not in that folder or above it: put it there"
             )
         return found
-
-    return names
 
 
 def vocabulary(content: str, where: str) -> Names:

@@ -13,7 +13,7 @@ from adamllm_ray.config.evaluation import BENCHMARKS, METRIC_NAMES
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
 from adamllm_ray.evaluation.metrics import METRICS, score
-from adamllm_ray.evaluation.tasks import benchmark, describe, load_questions
+from adamllm_ray.evaluation.tasks import benchmark, describe, load_questions, task_digest
 from adamllm_ray.evaluation.tasks.layout import vocabulary
 from tests.evaluation.tasks import released
 
@@ -130,6 +130,21 @@ def test_a_letter_is_the_label_although_a_choice_reads_so(tmp_path: Path) -> Non
     found = load("pmc_vqa", released.write_parquet(tmp_path, rows))
     assert [one.answer for one in found[:3]] == ["A", "B", "D"]
     assert found[3].verdict == Verdict.ROW_UNREADABLE
+
+
+def test_the_table_of_names_and_the_split_are_part_of_what_is_asked(tmp_path: Path) -> None:
+    folder = released.write_parquet(tmp_path / "food101", released.plain(0, ["pizza"], broken="pie"))
+    section = EvaluationSection.model_validate({"tasks": [{"name": "food101", "path": str(folder)}]})
+    before = task_digest(section.asked[0])
+    (folder / "food101_name_to_label_map.json").write_text('{"pizza": 0, "pie": 1}')
+    assert task_digest(section.asked[0]) != before
+    own = released.write_parquet(tmp_path / "own", released.plain(0, ["a"]), "part-0.parquet")
+    for name in ("test", "train"):
+        released.write_parquet(tmp_path / "splits", released.plain(0, ["a"]), f"{name}-0.parquet")
+    tasks = [{"name": "a", "path": str(own)}, {"name": "b", "path": str(own.parent / "splits")}]
+    tasks.append({"name": "clrs", "path": str(own.parent / "splits"), "split": "train"})
+    section = EvaluationSection.model_validate({"tasks": tasks})
+    assert [describe(one, section)["split"] for one in section.asked] == ["all rows", "test", "train"]
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": 1, "b": 3}', "print(1)", "[1, 2]", '["a", 1]', "[]", "(" * 10_000])
