@@ -130,7 +130,9 @@ class EvaluationSection(Section):
         default_factory=list,
         description="The forgetting check: asked and scored in the same way, shown apart, in no average of the domain.",
     )
-    limit: Count | None = Field(default=None, description="Ask at most so many questions of each task.")
+    limit: Count | None = Field(
+        default=None, description="Ask at most so many questions of each task: the same ones whatever run.seed is."
+    )
     max_new_tokens: Count | None = Field(
         default=None,
         description=f"Absent: 256 to 1024 as a benchmark's protocol says, {MAX_NEW_TOKENS} for other tasks.",

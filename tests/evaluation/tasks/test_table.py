@@ -50,6 +50,7 @@ def test_jsonl_row(tmp_path):
         (GOOD | {"metric": "choice"}, Verdict.ROW_UNREADABLE),
         (GOOD | {"metric": "choice", "answer": "C", "choices": ["a", "b"]}, Verdict.ROW_UNREADABLE),
         (GOOD | {"metric": "numbered_choice", "answer": "2", "choices": ["a", "b"]}, Verdict.ROW_UNREADABLE),
+        (GOOD | {"metric": "names_recall", "answer": "egg, zzz", "choices": ["egg", "salt"]}, Verdict.ROW_UNREADABLE),
         (GOOD | {"image": "nowhere.png"}, Verdict.IMAGE_MISSING),
         (GOOD | {"image": None}, Verdict.IMAGE_MISSING),
         (GOOD | {"image": "../a.png"}, Verdict.IMAGE_MISSING),
