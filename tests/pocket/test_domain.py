@@ -69,7 +69,7 @@ def test_general_questions_are_a_task_beside_the_domain():
     assert (general.general, general.task.name, general.task.limit) == (True, "pocket_general", 200)
     assert runner._task_fingerprint(general, config)["questions"]
     assert describe(general, config.evaluation)["split"] == "all rows"
-    asked = list(load_questions(config.evaluation, config.run.seed))
+    asked = list(load_questions(config.evaluation))
     of_task = {name: [one for one in asked if one.task == name] for name in ("pocket", "pocket_general")}
     assert [len(found) for found in of_task.values()] == [30, 200]
     assert len({one.id for one in asked}) == 230

@@ -104,7 +104,7 @@ def task_source(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimi
 
 
 def task_digest(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None) -> str:
-    """Of everything that the questions of a task (any but 'pocket') are made of."""
+    """Of everything that the questions of a task (any that does not ship with the package) are made of."""
     beside = benchmark(asked.task.name).beside if asked.task.benchmark else ""
     return task_source(asked, s3, limits).digest(beside)
 
@@ -130,7 +130,7 @@ def describe(asked: AskedTask, section: EvaluationSection, s3: S3Section | None 
         SourceError: the files are no longer there.
     """
     task = asked.task
-    split = None if task.name == POCKET else task_source(asked, s3).split_read()
+    split = None if task.shipped else task_source(asked, s3).split_read()
     found: dict[str, Any] = {"title": task.name, "general": asked.general, "split": split or "all rows"}
     if task.benchmark:
         known = benchmark(task.name)

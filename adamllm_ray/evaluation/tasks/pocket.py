@@ -7,9 +7,9 @@ Satellite chips are its domain. The general pictures are what the pocket models 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
-from adamllm_ray.evaluation.tasks import Kind, Question
+from adamllm_ray.evaluation.tasks import Question
 
 GENERAL_PICTURES = 150  # with up to three questions each
 
@@ -33,7 +33,7 @@ def pocket_general_questions() -> Iterator[Question]:
     from adamllm_ray.pocket.curriculum import held_out_questions
 
     for number, (picture, asked, kind) in enumerate(held_out_questions(GENERAL_PICTURES)):
-        yield Question(f"general-{number:04}", picture, asked.text, asked.precise, kind, cast(Kind, asked.kind))
+        yield Question(f"general-{number:04}", picture, asked.text, asked.precise, kind, asked.kind)
 
 
 def _convert(items: Iterable[Any]) -> Iterator[Question]:
