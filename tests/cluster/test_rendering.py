@@ -62,6 +62,23 @@ def test_a_lost_head_has_its_job_submitted_again_and_a_lost_driver_started_again
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_passed_deadline_stops_the_driver_soon(overlay):
+    """The operator only writes `Failed` and leaves jobStatus RUNNING; the job goes on until its cluster is deleted."""
+    for job in jobs(overlay).values():
+        if "deletionStrategy" not in job["spec"]:  # Kueue's: any end shuts the cluster down
+            assert job["spec"]["ttlSecondsAfterFinished"] <= 300
+            continue
+        rules = job["spec"]["deletionStrategy"]["deletionRules"]
+        lives = {
+            each["policy"]: each["condition"]["ttlSeconds"]
+            for each in rules
+            if each["condition"].get("jobDeploymentStatus") == "Failed"
+        }
+        assert lives["DeleteCluster"] <= 300
+        assert lives["DeleteSelf"] > 86400  # the submitter's pod has the log
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_head_works_for_nobody_and_workers_start_from_nothing(overlay):
     spec = cluster(overlay)["spec"]
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -112,6 +129,7 @@ def test_kueue_gets_jobs_that_it_can_start():
         assert job["spec"]["suspend"] is True
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
         assert job["spec"]["shutdownAfterJobFinishes"] is True
+        assert job["spec"]["ttlSecondsAfterFinished"] <= 60  # Kueue's cluster keeps all its GPUs until then
         assert "deletionStrategy" not in job["spec"]
         for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
             assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
