@@ -19,6 +19,7 @@ from typing import Any
 Manifest = Mapping[str, Any]
 
 MAX_NAME = {"RayCluster": 53, "RayJob": 47}  # the operator appends to them
+MAX_LABEL = 63
 UNBOUNDED = 2**31 - 1
 TOKEN_SINCE, PRIORITY_SINCE = (2, 52), (2, 56)
 DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
@@ -36,6 +37,18 @@ def findings(manifest: Manifest) -> list[str]:
     if kind == "RayJob":
         return [*_name(manifest, "RayJob"), *_job(spec), *_cluster(spec.get("rayClusterSpec") or {}, of_job=True)]
     return []
+
+
+def labels(manifest: Manifest) -> list[str]:
+    """Labels of any object that the API server would refuse, which schemas do not say."""
+    found = (manifest.get("metadata") or {}).get("labels") or {}
+    return [f"metadata.labels: {problem}" for problem in _labels(found)]
+
+
+def _labels(found: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in found.items():
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL.fullmatch(str(value)):
+            yield f"{key}={value} is no Kubernetes label"
 
 
 def _name(manifest: Manifest, kind: str) -> Iterator[str]:
@@ -155,9 +168,7 @@ def _group(name: str, group: Manifest) -> Iterator[str]:
         yield f"{name}: resources are said in rayStartParams and in `resources`; leave one out"
     if "labels" in start:
         yield f"{name}: rayStartParams.labels is not supported; use `labels` of the group"
-    for key, value in (group.get("labels") or {}).items():
-        if not _LABEL_KEY.fullmatch(key) or not _LABEL.fullmatch(str(value)):
-            yield f"{name}: {key}={value} is no Kubernetes label"
+    yield from (f"{name}: {problem}" for problem in _labels(group.get("labels") or {}))
 
 
 def _worker(group: Manifest, spec: Manifest) -> Iterator[str]:

@@ -85,6 +85,27 @@ def test_a_name_that_kuberay_takes_and_nobody_had(run, job):
         )
 
 
+@pytest.mark.parametrize("run", ["a" * 64, "a" * 62 + "-b", "a.-_" * 16, "x"])
+def test_a_label_that_kubernetes_takes(run):
+    made = render.run_objects(
+        "train", parse_config({**REMOTE, "run": {"name": run, "output": "s3://b/run"}}), kept()["gpu-h100"]
+    )
+    render.refuse_broken(made)
+    for each in made:
+        label = each["metadata"]["labels"]["adamllm.io/run"]
+        assert len(label) <= 63
+        assert run.startswith(label)
+
+
+@pytest.mark.parametrize("label", ["a" * 64, "-a", "a b"])
+def test_a_label_that_it_does_not_take(label):
+    for number in (0, 1):
+        made = objects()
+        made[number]["metadata"]["labels"]["adamllm.io/run"] = label
+        with pytest.raises(ConfigError, match=r"metadata\.labels: adamllm\.io/run=.* is no Kubernetes label"):
+            render.refuse_broken(made)
+
+
 def test_an_overlay_that_is_unsafe_is_refused_with_all_that_is_wrong():
     made = objects()
     pods(made[1])[0]["containers"][0]["image"] = "adamllm:latest"
