@@ -116,6 +116,12 @@ NOWHERE: dict[str, tuple[str, Target, dict[str, Any], str]] = {
         {"synthesis": {"engine": {"gpus_per_replica": 8}}},
         "no pod of this job's groups has more than 1",
     ),
+    "a model of the hub": (
+        "train",
+        Target("gpu-h100", dry_run=True),
+        {"models": {"base": f"org/name@{'a' * 40}"}},
+        "models.base: 'org/name@aaaa",
+    ),
     "no questions": ("evaluate", Target("gpu-h100"), {"evaluation": {}}, "nothing to evaluate"),
     "manifests for Ray": ("train", Target(address="http://h:1", dry_run=True), {}, "--address needs none"),
     "no address": ("train", Target(address="head:6379"), {}, "is not the address of a job API"),
