@@ -122,6 +122,17 @@ def test_a_key_in_a_configuration_does_not_get_into_a_config_map():
         render.refuse_broken(made)
 
 
+@pytest.mark.parametrize(
+    "image",
+    [f"registry.internal/adamllm@sha256:{'0' * 64}", f"registry.example.com/adamllm@sha256:{'1a' * 32}"],
+)
+def test_half_a_placeholder_is_one(image):
+    made = objects()
+    for pod in pods(made[1]):
+        pod["containers"][0]["image"] = image
+    assert image in render.unfilled(made)
+
+
 def test_placeholders_are_seen():
     made = objects()
     [image] = render.unfilled(made)
