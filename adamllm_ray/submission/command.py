@@ -31,8 +31,8 @@ def hand_over(job: str, config: RunConfig, target: Target) -> int:
     """Submit a stage, or ``pipeline``; returns the exit code of `adamllm submit`.
 
     Raises:
-        ConfigError: no such stage, no or two targets, a local path, a model that pods cannot fetch, an overlay that is unsafe or not filled in, a
-            cluster that refuses.
+        ConfigError: no such stage, no or two targets, a local path, a model that pods cannot fetch, an overlay that is
+            unsafe or not filled in, a cluster that refuses.
         ClusterError: a cluster that does not answer.
     """
     if job not in STAGES:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
+import yaml
+
 Manifest = Mapping[str, Any]
 
 MAX_NAME = {"RayCluster": 53, "RayJob": 47}  # the operator appends to them
@@ -79,13 +81,24 @@ def _job(spec: Manifest) -> Iterator[str]:
             yield f"spec.{key}: must be above 0"
     if retries < 0:
         yield "spec.backoffLimit: must not be below 0"
+    if not _is_mapping(str(spec.get("runtimeEnvYAML") or "{}")):
+        yield "spec.runtimeEnvYAML: is no YAML, or no mapping"
     yield from _deletion(spec)
+
+
+def _is_mapping(text: str) -> bool:
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        return False
 
 
 _SUBMITTER = ("submitterPodTemplate", "submitterConfig")
 
 
 def _selected(spec: Manifest, mode: str, retries: int) -> Iterator[str]:
+    if not spec["clusterSelector"].get("ray.io/cluster"):
+        yield "spec.clusterSelector: names no cluster (ray.io/cluster)"
     if spec.get("suspend"):
         yield "spec.suspend: not with clusterSelector"
     if retries:
@@ -154,6 +167,8 @@ def _cluster(spec: Manifest, *, of_job: bool = False) -> Iterator[str]:
     yield from _authentication(spec, of_job=of_job)
     if "RAY_REDIS_ADDRESS" in _environment(head) and not spec.get("gcsFaultToleranceOptions"):
         yield "head: RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions"
+    if (head.get("rayStartParams") or {}).get("redis-username") or "REDIS_USERNAME" in _environment(head):
+        yield "head: redis-username and REDIS_USERNAME are gcsFaultToleranceOptions.redisUsername"
     if spec.get("networkPolicy"):
         yield "networkPolicy: behind the feature gate RayClusterNetworkPolicy, which is off; use NetworkPolicy objects"
     if spec.get("tlsOptions"):

@@ -118,7 +118,7 @@ def new_name(run: str, job: str) -> str:
 
 
 def refuse_broken(objects: Sequence[Object]) -> None:
-    """Raise ConfigError with all that Kubernetes' labels, KubeRay's operator or our security rules have against objects."""
+    """Raise ConfigError with all that Kubernetes (labels), KubeRay's operator or our security rules do not take."""
     problems = [problem for each in objects for problem in (*kuberay.labels(each), *kuberay.findings(each))]
     problems += security.findings(objects)
     if problems:

@@ -25,8 +25,8 @@ _SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|
 _SECRET_VALUE = re.compile(
     r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|\bhf_[A-Za-z0-9]{30,}|://[^/\s:]+:[^@\s]+@"
 )
-# A key by its name in a text (a file of a ConfigMap, a runtime environment, a command), with a value behind it. Narrower
-# than _SECRET_NAME: a configuration has many kinds of tokens that are none.
+# A key by its name in a text (a file of a ConfigMap, a runtime environment, a command), with a value behind it.
+# Narrower than _SECRET_NAME: a configuration has many kinds of tokens that are none.
 _SECRET_LINE = re.compile(
     r"(?<![A-Za-z0-9_.-])(?P<name>[\w.-]*(?:SECRET|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY"
     r"|(?:AUTH|HF|HUB|ACCESS|SESSION|BEARER)[_-]?TOKEN)[\w.-]*)[\"']?\s*[:=]\s*(?P<value>[\"']?[^\s\"',}#]+)",
