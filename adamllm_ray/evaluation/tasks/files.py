@@ -136,8 +136,8 @@ class TaskSource:
         schema = self._schema()
         if schema is None:
             return True
-        there = "image" in schema.names
-        return there and (pa.types.is_string(kind := schema.field("image").type) or pa.types.is_large_string(kind))
+        kind = schema.field("image").type if "image" in schema.names else None
+        return kind in (pa.string(), pa.large_string())
 
     def _files_digest(self) -> str:
         found = self.files()
