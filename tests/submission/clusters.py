@@ -66,6 +66,16 @@ class Cluster:
         """Start one more worker node, without waiting for it."""
         self._node([f"--address={self.host}:{self.port}", f"--num-cpus={self.cpus}"])
 
+    def replace(self) -> None:
+        """Start a worker node in the place of a lost one, and wait until all of it is there.
+
+        Nodes on one machine share Ray's session folder. A job that is submitted while a node starts has its working
+        folder taken away (`import torch` then says that it cannot load itself): on machines of their own it is not so.
+        """
+        self.add()
+        self._wait(1 + self.workers)
+        self.wait_for_agent(len(self.nodes) - 1)
+
     @property
     def host(self) -> str:
         """Address of the head."""
@@ -97,13 +107,14 @@ class Cluster:
 
     def wait_for_agent(self, node: int) -> None:
         """A node counts as alive before its agent listens."""
+        host = self.network.address(2 + node) if self.network else self.host
         stop = time.monotonic() + START_S
         while time.monotonic() < stop:
             with socket.socket() as probe:
-                if probe.connect_ex((self.host, self.agents[node])) == 0:
+                if probe.connect_ex((host, self.agents[node])) == 0:
                     return
             time.sleep(0.3)
-        raise AssertionError(f"no agent at {self.host}:{self.agents[node]} in {START_S:.0f} s")
+        raise AssertionError(f"no agent at {host}:{self.agents[node]} in {START_S:.0f} s")
 
     def lose(self, node: int) -> None:
         """SIGKILL to everything of a node at one blow: `ray start`, its raylet and all workers."""

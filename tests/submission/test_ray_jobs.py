@@ -175,7 +175,7 @@ def test_its_nodes_have_networks_of_their_own(world, second):
 
 
 def test_training_goes_on_after_a_kill_of_its_driver(world, second):
-    second.add()  # in the place of the lost node
+    second.replace()
     job = world.submit("train", second)
     job.wait_until(lambda: any(name.endswith("/complete.json") for name in world.names()))
     kill_driver(job)
