@@ -52,9 +52,8 @@ def _line(manifests: dict[str, Any], seconds: float | None) -> dict[str, Any]:
             for name, m in manifests.items()
         },
         "verdicts": manifests["synthesize"].verdicts,
-        "models": {name: {**one["overall"], "types": one["types"]} for name, one in scores["models"].items()},
-        "difference": scores["difference"]["overall"],
-        "baselines": {name: one["overall"] for name, one in scores["baselines"].items()},
+        # all that the table shows: per question type, all questions, mean over types, and what was forgotten
+        **{part: scores[part] for part in ("models", "difference", "baselines", "general")},
     }
 
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from adamllm_ray.evaluation.compare import Arm, Comparison, Line
     from adamllm_ray.evaluation.intervals import Difference, Interval
 
-CERTAIN = 0.05  # p values below are coloured
-
 
 def compare(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run folder, local or s3://.", show_default=False)],
@@ -127,8 +125,10 @@ def _modes_table(found: Comparison) -> Table:
 
 
 def _cells(line: Line, beside: str = "") -> list[Text]:
+    from adamllm_ray.evaluation.intervals import ALPHA
+
     (a, b), gain = line.unparsable, line.difference
-    style = ("green" if gain.value > 0 else "red") if gain.p < CERTAIN else ""
+    style = ("green" if gain.value > 0 else "red") if gain.p < ALPHA else ""
     p = "<0.001" if gain.p < 0.001 else f"{gain.p:.3f}"
     names = (foreign(line.task, 40) + beside, foreign(line.type, 40), str(line.n))
     sides = (_percent(line.a), f"{a:.3g}", _percent(line.b), f"{b:.3g}")

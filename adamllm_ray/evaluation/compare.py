@@ -28,6 +28,7 @@ from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.errors import ConfigError, RowAccountingError, SourceError, foreign
 from adamllm_ray.evaluation.baselines import MODES
 from adamllm_ray.evaluation.intervals import (
+    ALPHA,
     Difference,
     Interval,
     average_difference,
@@ -43,7 +44,6 @@ from adamllm_ray.evaluation.protocols import check_contents, differences, protoc
 
 ASKED = ("task", "type", "kind", "metric", "question", "answer")  # what makes a question the same question
 NAMED = 5  # ids that a message holds
-ALPHA = 0.05
 
 Row = Mapping[str, Any]
 

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+ALPHA = 0.05  # a difference is told where p is below this
 Array = NDArray[np.float64]
 Test = Literal["exact McNemar", "paired bootstrap", "sign test"]
 
@@ -168,15 +169,18 @@ def verdict(found: Difference, n: int, first: str = "A", second: str = "B") -> s
     The p value decides, at 5 %. Points are hundredths of the score.
     """
     interval = f"95 % interval {100 * found.lo:+.1f} to {100 * found.hi:+.1f}"
-    evidence = f"{interval}, p {_p_text(found.p)}, {n} questions"
-    if found.p >= 1 - LEVEL:
+    evidence = f"{interval}, {p_words(found.p)}, {n} questions"
+    if found.p >= ALPHA:
         return f"No difference can be told: {second} - {first} is {100 * found.value:+.1f} points ({evidence})."
     better, worse = (second, first) if found.value > 0 else (first, second)
     return f"{better} is better than {worse} by {100 * abs(found.value):.1f} points ({second} - {first}: {evidence})."
 
 
-def _p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+def p_words(p: float | None) -> str:
+    """'p < 0.001' or 'p = 0.023'; nothing where there is none."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _checked(values: ArrayLike, low: float, high: float) -> Array:

@@ -38,6 +38,7 @@ from adamllm_ray.data.manifest import code_version
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ImageRefused
+from adamllm_ray.evaluation.stores import chunks
 from adamllm_ray.evaluation.tasks import Question, task_questions
 from adamllm_ray.quality.questions import KnownQuestions, forms, normal, stands_in
 
@@ -184,7 +185,7 @@ class EvaluationSets:
             for name, questions in sets:
                 hashes = None if distance is None else NearHashes(distance)
                 one = self._sets[name] = _Set(self.section.near_questions, hashes=hashes)
-                for group in _chunks(questions, ROWS_AT_ONCE):
+                for group in chunks(questions, ROWS_AT_ONCE):
                     seen = pool.map(lambda one: look_at(one.image, self.limits, perceptual=distance is not None), group)
                     for question, image in zip(group, seen, strict=True):
                         one.add(question, image)
@@ -335,7 +336,7 @@ def _write(run: RunFolder, rows: Iterable[dict[str, Any]]) -> None:
         place.fs.open_output_stream(place.path) as sink,
     ):
         writer = pq.ParquetWriter(sink, SCHEMA)
-        for group in _chunks(rows, WRITTEN_AT_ONCE):
+        for group in chunks(rows, WRITTEN_AT_ONCE):
             writer.write_table(pa.Table.from_pylist([empty | row for row in group], SCHEMA))
         writer.close()
 
@@ -375,14 +376,3 @@ class _Books:
         """{rows, counts, sets: {name: {questions, images, unusable, counts}}, examples}; counts per kind of match."""
         found = {name: counts | {"counts": dict(self.by_set.get(name, {}))} for name, counts in sets.names.items()}
         return {"rows": self.rows, "counts": dict(self.counts), "sets": found, "examples": self.examples}
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

@@ -19,6 +19,7 @@ from adamllm_ray.config import RunConfig, dump_config
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.evaluation.intervals import p_words
 from adamllm_ray.quality.profile import JUDGED
 from adamllm_ray.report import collect as facts
 from adamllm_ray.report import plots, thumbnails
@@ -103,7 +104,7 @@ def environment() -> Any:
     environment.filters |= {
         "percent": facts.percent,
         "points": facts.points,
-        "p_words": facts.p_words,
+        "p_words": p_words,
         "tone": facts.tone,
         "duration": facts.duration,
         "count": lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),

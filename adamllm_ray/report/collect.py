@@ -11,7 +11,7 @@ from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError
-from adamllm_ray.evaluation.intervals import LEVEL
+from adamllm_ray.evaluation.intervals import ALPHA, p_words
 from adamllm_ray.quality import measure
 from adamllm_ray.quality.contamination import read_summary
 from adamllm_ray.quality.profile import JUDGED
@@ -185,7 +185,7 @@ def tone(gain: Mapping[str, Any]) -> str:
     For right-or-wrong answers interval and p come from different tests, so that an interval may just miss zero where p
     is above 5 %; a page whose colour goes by one and whose sentence goes by the other contradicts itself.
     """
-    if gain["p"] is None or gain["p"] >= 1 - LEVEL:
+    if gain["p"] is None or gain["p"] >= ALPHA:
         return "even"
     return "good" if gain["value"] > 0 else "bad"
 
@@ -220,13 +220,6 @@ def percent(share: float | None) -> str:
 def points(share: float, digits: int = 1) -> str:
     """0.29 -> '+29.0'."""
     return f"{100 * share:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def p_words(p: float | None) -> str:
-    """'p < 0.001' or 'p = 0.023'."""
-    if p is None:
-        return ""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def duration(seconds: float) -> str:
