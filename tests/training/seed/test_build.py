@@ -17,7 +17,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError, FingerprintMismatch, SourceError, TooManyFailures
 from adamllm_ray.pocket.seeds import write_seed
 from adamllm_ray.training.seed.build import seed
-from tests.data.conftest import local_bucket
+from tests.buckets import local_bucket
 from tests.training.seed.files import Records, pictures, records, talk, write
 
 
