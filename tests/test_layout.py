@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 VERBS = "compare config evaluate ingest plan pocket publish push quality redrive report run size".split()  # noqa: SIM905
-VERBS += "status submit synthesize train verify".split()  # noqa: SIM905
+VERBS += "status submit synthesize train tune verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:
@@ -59,7 +59,7 @@ def test_the_configuration_is_free_of_heavy_imports():
 
 def test_ray_is_imported_where_work_is_distributed_and_nowhere_else():
     rooms = {p.relative_to(PACKAGE).parts[0] for p in SOURCES if "ray" in imports(p)}
-    assert rooms <= {"ray_runtime.py", "gauges.py", "synthesis", "training", "evaluation", "submission"}
+    assert rooms <= {"ray_runtime.py", "gauges.py", "synthesis", "training", "evaluation", "submission", "tuning"}
 
 
 def test_verbs_of_the_command_line():

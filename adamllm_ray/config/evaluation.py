@@ -22,6 +22,7 @@ from adamllm_ray.config.engine import EngineSection
 from adamllm_ray.config.fields import Count, Section
 
 POCKET, OWN = "pocket", "own"
+POCKET_SPLITS = ("test", "validation")
 BENCHMARKS = (
     "slake",
     "pathvqa",
@@ -80,9 +81,10 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _source(self) -> TaskSection:
-        if self.name == POCKET and (self.path or self.metric or self.split):
+        if self.name == POCKET and (self.path or self.metric or self.split not in (None, *POCKET_SPLITS)):
             raise ValueError(
-                "'pocket' ships with the package and has its own metrics: leave path, split and metric out"
+                "'pocket' ships with the package and has its own metrics: leave path and metric out; split is "
+                f"{' or '.join(POCKET_SPLITS)}, the first if absent"
             )
         if self.name != POCKET and not self.path:
             what = "the released benchmark's folder" if self.benchmark else "your Parquet or JSONL file"

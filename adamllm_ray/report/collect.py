@@ -46,6 +46,8 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.NOTHING_TO_LEARN: "no token of the example would carry loss",
     Verdict.CONTAMINATED: "also in an evaluation set; left out of training",
     Verdict.NOT_DRAWN: "the mixture left it out in every epoch",
+    Verdict.TRIAL_STOPPED: "the trial was ended on its way",
+    Verdict.TRIAL_FAILED: "the trial died for good",
 }
 
 

@@ -1,1 +1,1 @@
-"""Search over mixtures and other fields: each trial mixes, trains and is scored on validation questions (`adamllm tune`)."""
+"""`adamllm tune`: a search over mixtures and other fields. A trial mixes, trains, and answers validation questions."""

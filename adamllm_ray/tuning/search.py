@@ -14,13 +14,20 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ray.tune.search.optuna import OptunaSearch
 
 from adamllm_ray.tuning.space import Point, Space
 
 SCORE, FINAL = "score", "final"  # of what a trial reports
+
+
+class Gate(Protocol):
+    """Says whether another trial may start; `budget.Meter`."""
+
+    def room(self, running: int) -> bool:
+        """Whether one more fits beside those that run."""
 
 
 class MixtureSearch(OptunaSearch):
@@ -32,6 +39,7 @@ class MixtureSearch(OptunaSearch):
         start: points to try first.
         known: (point, score) of trials of earlier searches.
         startup: scored trials before the model of the searcher is used.
+        gate: is asked before each suggestion.
     """
 
     def __init__(
@@ -43,6 +51,7 @@ class MixtureSearch(OptunaSearch):
         known: Sequence[tuple[Point, float]] = (),
         startup: int = 6,
         seed: int = 0,
+        gate: Gate | None = None,
     ) -> None:
         quiet()
         super().__init__(
@@ -54,6 +63,14 @@ class MixtureSearch(OptunaSearch):
         )
         for point, score in known:
             self.add_evaluated_point(point, score)
+        self._gate = gate
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next point, or that there is none: the budget has no room for another trial."""
+        running = len(self._ot_trials) - len(self._completed_trials)
+        if self._gate is not None and not self._gate.room(running):
+            return self.FINISHED
+        return super().suggest(trial_id)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A result without FINAL is that of a trial which was stopped on its way: pruned, in Optuna's words."""

@@ -138,7 +138,7 @@ def task_questions(
     if asked.task.name == POCKET:
         from adamllm_ray.evaluation.tasks.pocket import pocket_questions
 
-        return pocket_questions()
+        return pocket_questions(asked.task.split)
     source = task_source(asked, s3, limits)
     if asked.task.benchmark:
         return benchmark(asked.task.name).questions(source)
