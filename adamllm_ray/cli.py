@@ -22,8 +22,8 @@ from adamllm_ray.evaluation.command import compare
 from adamllm_ray.exits import outcome, resumable
 from adamllm_ray.products import products
 from adamllm_ray.stages import planned, run_stages, stage_named
-from adamllm_ray.tuning.command import tune
 from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
+from adamllm_ray.tuning.command import tune
 
 if TYPE_CHECKING:
     from adamllm_ray.data.manifest import Manifest

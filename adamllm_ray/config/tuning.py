@@ -19,7 +19,7 @@ from adamllm_ray.config.fields import Count, Positive, Section, Share
 
 FORMS = ("both", "caption", "task")  # what a record of the run can become
 REPLAY = "replay:"  # before the name of a source of mixture.replay
-MOST_SOURCES = 12
+MOST_SOURCES = 8
 LEAST_DOMAIN = 0.05  # of the examples must be the run's own, or the weight of a replay source has no bound
 
 Scalar = bool | int | float | str | None

@@ -16,7 +16,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, SourceError
 from adamllm_ray.models.checkpoint import load_processor
-from adamllm_ray.training.books import Books, take_stock, forbidden_sets
+from adamllm_ray.training.books import Books, forbidden_sets, take_stock
 from adamllm_ray.training.catalog import RowReader, build_catalog, read_catalog, write_catalog
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.lengths import Lengths
