@@ -83,6 +83,7 @@ TESTED_WITH_A_NEIGHBOUR = {
     "config/synthesis.py": "test_config.py",
     "config/text.py": "test_config.py",
     "config/training.py": "test_config.py",
+    "config/tuning.py": "tuning/test_checks.py",
     "data/draws.py": "synthesis/test_attempts.py",
     "data/jsonfile.py": "data/sources/test_sharegpt.py",
     "data/record.py": "data/test_ingest.py",
@@ -126,6 +127,11 @@ TESTED_WITH_A_NEIGHBOUR = {
     "training/board.py": "training/test_trainer.py",
     "training/books.py": "training/test_stream.py",
     "training/replay.py": "training/test_stream.py",
+    "tuning/command.py": "tuning/test_kill.py",
+    "tuning/inputs.py": "tuning/test_kill.py",
+    "tuning/runner.py": "tuning/test_kill.py",
+    "tuning/schedule.py": "tuning/test_trial.py",
+    "tuning/settings.py": "tuning/test_checks.py",
     "training/worker.py": "training/test_trainer.py",
 }
 

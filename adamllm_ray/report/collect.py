@@ -15,7 +15,7 @@ from adamllm_ray.quality import measure
 from adamllm_ray.quality.contamination import read_summary
 from adamllm_ray.quality.profile import JUDGED
 
-STAGES = ("ingest", "synthesize", "train", "evaluate")
+STAGES = ("ingest", "synthesize", "tune", "train", "evaluate")
 VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.OK: "usable",
     Verdict.DUPLICATE: "same content as an earlier row; marked, not used again",

@@ -41,7 +41,7 @@ class Meter(Callback, Stopper):
         self._at = self._written = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_books": {}}  # another driver reads them from the folder
+        return self.__dict__ | {"_books": {}, "_at": 0.0, "_written": 0.0}  # another driver has another clock
 
     def stop_all(self) -> bool:
         """Whether the budget is spent."""
