@@ -75,7 +75,7 @@ class Books:
         from adamllm_ray.training.stream import plan
 
         self.stage, self.catalog, self.replay = stage, stock.catalog, stock.replay
-        self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
+        self.mixture = Mixture(self.catalog.items(config.mixture.agreement), config.mixture, config.run.seed)
         self.entries = plan(self.mixture, config.training)
         self.steps = steps_for(len(self.entries), config.training)
         if not self.steps:
