@@ -32,7 +32,7 @@ from adamllm_ray.tuning.checks import check, extremes
 from adamllm_ray.tuning.settings import configured, ready_config, section_of, trial_config
 from adamllm_ray.tuning.space import Parameters, Point, Space
 from adamllm_ray.tuning.surface import agreement, surface
-from adamllm_ray.tuning.trial import CPUS, Trial, run_in_tune
+from adamllm_ray.tuning.trial import CPUS, RESULT, Trial, run_in_tune
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid
@@ -218,16 +218,15 @@ def _dirname(trial: Any) -> str:
 def _outcomes(
     config: RunConfig, run: RunFolder, space: Space, results: ResultGrid, full: bool
 ) -> Iterator[dict[str, Any]]:
-    for result in results:
-        parameters = space.parameters(result.config)
-        done = Trial(config, run, parameters, full).read("result.json")
-        told = {name: (result.metrics or {}).get(name) for name in ("score", "examples")}
+    for trial in results._experiment_analysis.trials:  # a `Result` has no parameters before the first report
+        parameters = space.parameters(trial.config)
+        done = Trial(config, run, parameters, full).read(RESULT)
+        told = {name: (trial.last_result or {}).get(name) for name in ("score", "examples")}
         found = {"key": parameters.key, **parameters.to_dict(), "error": "", **(done or told)}
         if done is not None:
             yield found | {"verdict": Verdict.OK.value}
-        elif result.error is not None:
-            lines = str(result.error).strip().splitlines()
-            yield found | {"verdict": Verdict.TRIAL_FAILED.value, "error": lines[-1] if lines else ""}
+        elif trial.status == "ERROR":
+            yield found | {"verdict": Verdict.TRIAL_FAILED.value, "error": budget.last_words(trial)}
         else:
             yield found | {"verdict": Verdict.TRIAL_STOPPED.value}
 
