@@ -2,8 +2,8 @@
 
     python -m benchmarks.tune_pocket [--output runs/benchmark-tune]
 
-jobs/configs/tune.yaml: at least 12 trials on 2 cores, meant to end within 45 minutes. The best mixture, each corner (one
-source alone) and the paper's recipe then train in full and answer the test questions, which the search never saw;
+jobs/configs/tune.yaml: at least 12 trials on 2 cores, meant to end in 45 minutes. The best mixture, each corner (one
+source) and the paper's recipe then train in full and answer the test questions, which the search never saw;
 differences are paired by question. The picture of the surface goes to benchmarks/results/tune_pocket.svg.
 """
 
@@ -77,7 +77,9 @@ def _figures(manifest: Any, arms: dict[str, str]) -> dict[str, Any]:
     found, against = manifest.extra, {}
     for name, folder in arms.items():
         if name != "best":
-            difference = compare(Arm((folder,), "adapted"), Arm((arms["best"],), "adapted"), "strict").overall.difference
+            difference = compare(
+                Arm((folder,), "adapted"), Arm((arms["best"],), "adapted"), "strict"
+            ).overall.difference
             against[name] = {end: round(getattr(difference, end), 4) for end in ("value", "lo", "hi", "p")}
     scores = {
         name: RunFolder(folder).stage("evaluate").manifest().extra["scores"]["models"]["adapted"]["overall"]
@@ -94,9 +96,7 @@ def _figures(manifest: Any, arms: dict[str, str]) -> dict[str, Any]:
         "test": {name: {end: round(cell[end], 4) for end in ("accuracy", "lo", "hi")} for name, cell in scores.items()},
         "best_minus": against,
         "beats_or_ties": all(difference["hi"] >= 0 for difference in against.values()),
-        "table": [
-            {**one["weights"], "score": one["score"]} for one in found["trials"] if one["verdict"] == "ok"
-        ],
+        "table": [{**one["weights"], "score": one["score"]} for one in found["trials"] if one["verdict"] == "ok"],
     }
 
 

@@ -94,7 +94,9 @@ def main() -> None:
     found: dict[str, Any] = {"seeds": options.seeds, "trials": options.trials, "within": NEAR, "noise": NOISE}
     for name, surface in SURFACES.items():
         found[name] = {
-            kind: _figures(lambda seed, s=surface, k=kind: regret(s, k, seed, options.trials), options.seeds, name, kind)
+            kind: _figures(
+                lambda seed, s=surface, k=kind: regret(s, k, seed, options.trials), options.seeds, name, kind
+            )
             for kind in ("random", "tpe", "gp")
         }
     finish("tune_surface", found)

@@ -237,7 +237,13 @@ def _source_table(fs: Any, source: str, files: list[str], measure: Measure, mark
 
 def _gathered(fs: Any, source: str, files: list[str]) -> Iterator[pa.Table]:
     """The short columns of all rows, with ``file`` (position in ``files``) and ``row``, some thousands at a time."""
-    names = ["id", "verdict", "width", "height", *([*TEXTS, "task_verdict", "judge_yes"] if source == DOMAIN else ["turns"])]
+    names = [
+        "id",
+        "verdict",
+        "width",
+        "height",
+        *([*TEXTS, "task_verdict", "judge_yes"] if source == DOMAIN else ["turns"]),
+    ]
     waiting: list[pa.Table] = []
     for file, first, batch in read_located(fs, files, names):
         rows = np.arange(first, first + len(batch), dtype=np.int32)

@@ -135,7 +135,8 @@ def single_stage_turns(
 ) -> list[Turn]:
     """The paper's single-stage example made of a synthesized row (section 3.2): caption, task, or both.
 
-    The order of the two is drawn by hash of (seed, epoch, id), with the probability ``caption_first``; the image stands before whatever comes first.
+    The order of the two is drawn by hash of (seed, epoch, id), the caption first with the probability
+    ``caption_first``; the image stands before whatever comes first.
     """
     turns: list[Turn] = []
     kinds = turn_kinds(row, form, seed=seed, epoch=epoch, caption_first=caption_first)
@@ -148,9 +149,7 @@ def single_stage_turns(
     return turns
 
 
-def turn_kinds(
-    row: Mapping[str, Any], form: Form, *, seed: int, epoch: int, caption_first: float = 0.5
-) -> list[str]:
+def turn_kinds(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int, caption_first: float = 0.5) -> list[str]:
     """What the assistant turns of `single_stage_turns` are, in order: caption, task."""
     if form != "both":
         return [form]

@@ -16,9 +16,9 @@ from adamllm_ray.training.conversations import (
     conversation_example,
     joined_answer,
     single_stage_turns,
-    turn_kinds,
     synthesizer_turns,
     text_example,
+    turn_kinds,
 )
 
 TEMPLATE = (
