@@ -95,11 +95,12 @@ def fingerprint(config: RunConfig, synthesized: Manifest) -> dict[str, Any]:
     from adamllm_ray.evaluation import runner
     from adamllm_ray.models.checkpoint import resolve_model
     from adamllm_ray.training import trainer
+    from adamllm_ray.training.books import forbidden_sets
 
     settings = trial_config(config, next(iter(extremes(config))))
     base = resolve_model(settings.models.base)
     return {
-        "trained": trainer.fingerprint(settings, synthesized, base, trainer.forbidden_sets(settings)),
+        "trained": trainer.fingerprint(settings, synthesized, base, forbidden_sets(settings)),
         "evaluated": runner.fingerprint(settings, runner.base_contestants(settings)),
         "tuning": section_of(config).model_dump(mode="json", exclude=_FREE),
         "code": code_version(*(f"adamllm_ray.tuning.{name}" for name in _CODE)),
