@@ -45,6 +45,7 @@ def trial_config(
     section = section_of(config)
     tree = _tuned(config, parameters)
     tree["run"] |= {"seed": config.run.seed + seed, "output": output or config.run.output}
+    tree["run"]["name"] = f"{config.run.name[:48]}-{parameters.key}"  # of its curves
     tasks = [task.model_dump(mode="json") for task in section.validation]
     against = [asked.task.model_dump(mode="json") for asked in config.evaluation.asked]
     tree["evaluation"] |= {"task": "", "tasks": tasks, "general": []}

@@ -24,13 +24,14 @@ from adamllm_ray.config import RunConfig, parse_config
 from adamllm_ray.data import storage
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder, StageFolder
-from adamllm_ray.errors import AdamLLMError, MixtureDriftError, TrainingError
+from adamllm_ray.errors import AdamLLMError, MixtureDriftError, RunLocked, TrainingError
 from adamllm_ray.tuning import inputs
 from adamllm_ray.tuning.settings import section_of, trial_config
 from adamllm_ray.tuning.space import Parameters, Space
 
 RESULT, FAILED, LIVES = "result.json", "failed.json", "lives.json"
 TRIALS = "trials"
+WAIT_S = 5.0
 CPUS = 0.01  # of the process that drives a trial
 Report = Callable[[dict[str, Any]], None]
 
@@ -86,6 +87,17 @@ def run_trial(trial: Trial, report: Report) -> dict[str, Any]:
     Raises:
         AdamLLMError: the trial cannot be finished, now or (where it left FAILED) ever.
     """
+    section = trial.config.run
+    own = RunFolder(trial.place.uri, section.s3, lease_s=section.s3_lease_s, s3_lock=section.s3_lock)
+    while True:
+        try:
+            with own.lock():
+                return _run_alone(trial, report)
+        except RunLocked:  # the same parameters were suggested twice, or who had them died a moment ago
+            time.sleep(WAIT_S)
+
+
+def _run_alone(trial: Trial, report: Report) -> dict[str, Any]:
     done, failed = trial.read(RESULT), trial.read(FAILED)
     if done is not None:
         report(_told(done, final=True))
@@ -118,16 +130,22 @@ def _score(trial: Trial, seed: int, report: Report) -> dict[str, Any]:
     place, synthesize = trial.place.child(f"seed-{seed}"), trial.run.stage("synthesize")
     own = RunFolder(place.uri, config.run.s3, borrowed={"synthesize": synthesize})
     known, batch = inputs.answers(config, trial.tune), config.training.global_batch
+    asking = _same_questions(config, trial.config.run.seed)
 
     def reached(step: int, model: str) -> None:
-        there = config.model_copy(update={"models": config.models.model_copy(update={"adapted": model})})
+        there = asking.model_copy(update={"models": asking.models.model_copy(update={"adapted": model})})
         found = evaluate(there, RunFolder(f"{place.uri}/rung-{step * batch}", config.run.s3), known=known)
         report(_told(score_of(found, section.metric, section.mode) | {"examples": step * batch}, final=False))
 
     steps = [] if trial.full else [-(-rung // batch) for rung in section.rungs]
     trained = train(config, own, stock=inputs.stock(config, trial.tune), rungs=Rungs(steps, reached))
-    found = score_of(evaluate(config, own, known=known), section.metric, section.mode)
+    found = score_of(evaluate(asking, own, known=known), section.metric, section.mode)
     return found | {"examples": trained.extra["examples"], "resumed": trained.extra["resumed"]}
+
+
+def _same_questions(config: RunConfig, seed: int) -> RunConfig:
+    """The seed draws the questions, too, where there is a limit: repetitions differ in their training only."""
+    return config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
 
 
 def score_of(evaluated: Manifest, metric: str, mode: str) -> dict[str, Any]:
