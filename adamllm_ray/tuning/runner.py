@@ -145,6 +145,7 @@ def _search(
     """Start or continue the search in Tune. Yields each trial as plain data."""
     import ray.tune
 
+    _keep_keys_here()
     stage, section = run.stage(STAGE), section_of(config)
     job = {"config": config.model_dump_json(), "output": run.uri, "full": full}
     trainable = ray.tune.with_resources(ray.tune.with_parameters(run_in_tune, job=job), {"CPU": CPUS})
@@ -210,6 +211,16 @@ def _tuner(
             verbose=0,
         ),
     )
+
+
+def _keep_keys_here() -> None:
+    """Tune would put the keys to the store into the environment of its trials, which Ray shows to whoever sees the
+    cluster. Nodes have keys of their own, and a local Ray inherits ours.
+    """
+    from ray.tune.execution import class_cache
+
+    keys = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(keys)
 
 
 def _dirname(trial: Any) -> str:
