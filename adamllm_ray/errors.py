@@ -7,7 +7,7 @@
     ├── SourceError                  exit 2: the data source cannot be read at all (a bad *row* is a verdict, not this)
     ├── ModelError                   exit 2: a model folder that cannot do what the stage asks
     ├── FingerprintMismatch          exit 2: the folder belongs to another run; names the differing keys
-    ├── RunLocked                    exit 2: another driver works on this run folder
+    ├── RunLocked                    exit 75: another driver works on this run folder, or took it from this one
     ├── StorageError                 exit 75: disk full, object store gone; free it and run the same command again
     ├── RowAccountingError           exit 1: rows in != kept + rejected + failed, or an id twice: never continue
     ├── TooManyFailures              exit 75: the failed share passed its ceiling
@@ -79,9 +79,9 @@ class FingerprintMismatch(AdamLLMError):
 
 
 class RunLocked(AdamLLMError):
-    """Another process is working on the same run folder."""
+    """Another process is working on the same run folder; when it has ended, or died, the same command continues."""
 
-    exit_code = 2
+    exit_code = 75
 
 
 class StorageError(AdamLLMError):

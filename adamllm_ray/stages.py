@@ -73,9 +73,10 @@ def run_stages(
     if force_new or run.stage("train").manifest() is None:  # hours before its turn comes
         importlib.import_module("adamllm_ray.training.trainer").check(config)
         importlib.import_module("adamllm_ray.evaluation.runner").check(config)
-    run.write("config.yaml", dump_config(config).encode())
-    with run.lock(), ray_session():
-        for stage in planned(config):
-            started = time.monotonic()
-            manifest = stage.run(config, run, force_new=force_new)
-            yield stage, manifest, time.monotonic() - started
+    with run.lock():
+        run.write("config.yaml", dump_config(config).encode())  # not before: a driver that is refused changes nothing
+        with ray_session():
+            for stage in planned(config):
+                started = time.monotonic()
+                manifest = stage.run(config, run, force_new=force_new)
+                yield stage, manifest, time.monotonic() - started

@@ -80,13 +80,12 @@ def _costs(options: argparse.Namespace) -> Costs:
     return Costs(probe["synthesizer_seconds"], probe["judge_seconds"], driver_s, options.start_s, options.provision_s)
 
 
-def last_line(name: str) -> dict[str, Any] | None:
-    """Metrics of the last line of a benchmark's results, if it has run."""
+def last_line(name: str, key: str = "") -> dict[str, Any] | None:
+    """Metrics of the last line of a benchmark's results, if it has run; of the last one with ``key``."""
     path = ROOT / "benchmarks" / "results" / f"{name}.jsonl"
-    if not path.exists():
-        return None
-    metrics: dict[str, Any] = json.loads(path.read_text("utf-8").splitlines()[-1])["metrics"]
-    return metrics
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    found: list[dict[str, Any]] = [json.loads(line)["metrics"] for line in lines]
+    return next((metrics for metrics in reversed(found) if not key or key in metrics), None)
 
 
 def checked_loop(costs: Costs) -> dict[str, Any]:
@@ -116,8 +115,8 @@ def checked_loop(costs: Costs) -> dict[str, Any]:
 
 def checked_scale(costs: Costs) -> dict[str, Any]:
     """The weak-scaling half of scale.py: one replica a node, 64 slots, eight seconds a row, no tail."""
-    measured = last_line("scale")
-    if measured is None or "weak_rows_per_s_per_node" not in measured:
+    measured = last_line("scale", "weak_rows_per_s_per_node")  # its halves can be run alone
+    if measured is None:
         return {}
     rates = {int(nodes): found for nodes, found in measured["weak_rows_per_s_per_node"].items()}
     predicted = {}

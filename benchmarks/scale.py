@@ -38,6 +38,9 @@ from benchmarks.standin import Gate, Speed, StandinMaker
 from tests.synthesis.lives import short_folder
 
 REPLICAS, LONG_NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 2, 64, 2.0, 10
+# of one driver, before its memory is fitted: malloc's arenas and Ray's thread pools fill for about 30,000 rows and then
+# stand still. A driver with less than twice as many to do is fitted over its second half
+WARM_ROWS = 50_000
 # idle worker processes that a node may keep. Ray has it at the number of CPUs, and in weak scaling that is two: tasks
 # would each wait for a new Python, which is 2 s of work on this machine and nothing on a node with 16 CPUs
 IDLE_WORKERS = "16"
@@ -126,7 +129,8 @@ def long_run(place: Path, rows: int) -> dict[str, Any]:
         "rows_lost": rows - len(set(found)),
         "rows_duplicated": len(found) - len(set(found)),
         "rows_per_s": [driver.rows_per_s() for driver in (first, second)],
-        "driver_rss_mb": [driver.samples[-1][1] for driver in (first, second)],
+        "driver_rss_mb_at_tenths": [driver.tenths(1) for driver in (first, second)],
+        "worker_rss_mb_at_tenths": [driver.tenths(2) for driver in (first, second)],
         "driver_rss_peak_mb": max(sample[1] for driver in (first, second) for sample in driver.samples),
         "driver_rss_slope_mb_per_100k": [driver.slope(1) for driver in (first, second)],
         "worker_rss_slope_mb_per_100k": [driver.slope(2) for driver in (first, second)],
@@ -181,9 +185,16 @@ class Driver:
         self.seconds_after_last_row = time.time() - last
 
     def _working(self) -> list[int]:
-        """Samples after a fifth of this driver's rows: caches are warm, all workers are there."""
+        """Samples after the first `WARM_ROWS` of this driver's rows: caches are warm, all workers are there."""
         first, last = self.samples[0][0], self.samples[-1][0]
-        return [index for index, sample in enumerate(self.samples) if sample[0] >= first + 0.2 * (last - first)]
+        warm = first + min(WARM_ROWS, (last - first) / 2)
+        return [index for index, sample in enumerate(self.samples) if sample[0] >= warm]
+
+    def tenths(self, column: int) -> list[float]:
+        """Memory at each tenth of this driver's rows, in MB."""
+        first, last = self.samples[0][0], self.samples[-1][0]
+        marks = [first + (last - first) * tenth / 10 for tenth in range(11)]
+        return [next(sample[column] for sample in self.samples if sample[0] >= mark) for mark in marks]
 
     def slope(self, column: int) -> float | None:
         """MB per 100,000 rows, least squares; None of a run too short to say."""

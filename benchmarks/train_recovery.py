@@ -30,8 +30,8 @@ from adamllm_ray.config import dump_config, load_config
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from benchmarks.measure import ROOT, finish, say
+from tests.buckets import local_bucket
 from tests.conftest import TINY_TEXTS
-from tests.data.conftest import local_bucket
 from tests.tiny import tiny_llava_next
 from tests.training.checkpoint_lives import STEPS, live
 from tests.training.conftest import finished_synthesis, synthesized_rows, training_config

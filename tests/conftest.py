@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.buckets import local_bucket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")  # the suite is the only work here
@@ -53,3 +57,10 @@ def tiny_idefics(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny import tiny_idefics3
 
     return tiny_idefics3(build_tokenizer(TINY_TEXTS, 600), tmp_path_factory.mktemp("tiny") / "idefics")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Any]:
+    """A bucket on an S3 server (moto), for the tests of a module."""
+    with local_bucket() as made:
+        yield made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from statistics import mean
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks import cluster_sim
 from benchmarks.cluster_sim import PAPER, Costs, checked_loop, checked_scale, job_for
 from benchmarks.simulated_synthesis import Job, Lengths, Replica, Replicas, Synthesis, placed
 from benchmarks.simulated_training import DAY, Training
@@ -123,10 +125,25 @@ def test_pools_share_the_gpus_so_that_both_are_busy():
     assert alone.ideal_gpu_seconds == pytest.approx(100 * (COSTS.synthesizer_s + COSTS.judge_s))
 
 
+def test_the_last_line_with_what_is_asked_for(monkeypatch, tmp_path):
+    """scale.py can be run without its weak half, and then its last line has none."""
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    monkeypatch.setattr(cluster_sim, "ROOT", tmp_path)
+    assert cluster_sim.last_line("scale", "weak") is None
+    lines = [{"metrics": {"weak": 1}}, {"metrics": {"weak": 2}}, {"metrics": {"rows": 3}}]
+    (results / "scale.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cluster_sim.last_line("scale", "weak") == {"weak": 2}
+    assert cluster_sim.last_line("scale") == {"rows": 3}
+    assert cluster_sim.last_line("scale", "other") is None
+
+
 @pytest.mark.parametrize("check", [checked_loop, checked_scale])
 def test_it_agrees_with_what_real_ray_did(check):
     """Within a tenth, or five points of a share."""
-    for name, pair in check(COSTS).items():
+    found = check(COSTS)
+    assert found, "benchmarks/results has nothing to compare with"
+    for name, pair in found.items():
         tolerance = {"abs": 0.05} if "idle" in name else {"rel": 0.1}
         assert pair["predicted"] == pytest.approx(pair["measured"], **tolerance), name
 

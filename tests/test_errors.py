@@ -28,6 +28,7 @@ def test_every_error_is_drawn_in_the_docstring_with_its_exit_code() -> None:
 def test_exit_codes() -> None:
     assert {kind.exit_code for kind in tree()} == {1, 2, 75}
     assert errors.StorageError.exit_code == errors.TooManyFailures.exit_code == 75
+    assert errors.RunLocked.exit_code == 75  # the same command, later
     assert errors.ConfigError.exit_code == errors.FingerprintMismatch.exit_code == 2
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from adamllm_ray.config import load_config
-from adamllm_ray.errors import ConfigError
-from adamllm_ray.stages import STAGES, planned, stage_named
+from adamllm_ray.data.manifest import Manifest
+from adamllm_ray.data.run import RunFolder
+from adamllm_ray.errors import ConfigError, RunLocked
+from adamllm_ray.stages import STAGES, planned, run_stages, stage_named
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "jobs" / "configs" / "own_data.yaml"
@@ -69,6 +71,18 @@ def test_the_same_command_again_does_nothing_new(first_run, questions):
     again = adamllm_run(output, questions)
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/manifest.json")} == before
+
+
+def test_a_driver_that_is_refused_leaves_the_first_one_s_configuration(tmp_path):
+    config = load_config(CONFIG, [f"run.output={tmp_path}/run", "data.limit=3"])
+    run = RunFolder.of(config.run)
+    trained = Manifest("train", {}, 3, 3, 0, 0, {}, [], 1.0)  # so that nothing is checked that needs torch
+    run.write("train/manifest.json", trained.to_json().encode())
+    with run.lock():
+        run.write("config.yaml", b"the first one's")
+        with pytest.raises(RunLocked, match="in use by process"):
+            next(run_stages(config, RunFolder.of(config.run)))
+        assert run.read("config.yaml") == b"the first one's"
 
 
 def test_a_configuration_without_a_task_is_not_evaluated():

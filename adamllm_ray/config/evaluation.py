@@ -21,7 +21,8 @@ from pydantic import Field, model_validator
 from adamllm_ray.config.engine import EngineSection
 from adamllm_ray.config.fields import Count, Section
 
-POCKET, OWN = "pocket", "own"
+POCKET, POCKET_GENERAL, OWN = "pocket", "pocket_general", "own"
+SHIPPED = (POCKET, POCKET_GENERAL)  # made by the package: no files
 POCKET_SPLITS = ("test", "validation")
 BENCHMARKS = (
     "slake",
@@ -58,12 +59,13 @@ class TaskSection(Section):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$",
-        description=f"A benchmark ({', '.join(BENCHMARKS)}), 'pocket', or a name of your own for your own table.",
+        description=f"A benchmark ({', '.join(BENCHMARKS)}), 'pocket' (satellite chips), 'pocket_general' (the "
+        "pictures that the pocket models come from), or a name of your own for your own table.",
     )
     path: str = Field(
         default="",
         description="A Parquet or JSONL file, a folder of Parquet files, or a folder that datasets' save_to_disk() "
-        "wrote; local or s3://. Empty for 'pocket'.",
+        "wrote; local or s3://. Empty for 'pocket' and 'pocket_general'.",
     )
     split: str | None = Field(
         default=None, description="Which split of a folder of several, if none has the usual name."
@@ -79,14 +81,19 @@ class TaskSection(Section):
         """It is one of the published ones, whose layout and metrics are known."""
         return self.name in BENCHMARKS
 
+    @property
+    def shipped(self) -> bool:
+        """Its questions are made by the package and not read from files."""
+        return self.name in SHIPPED
+
     @model_validator(mode="after")
     def _source(self) -> TaskSection:
-        if self.name == POCKET and (self.path or self.metric or self.split not in (None, *POCKET_SPLITS)):
-            raise ValueError(
-                "'pocket' ships with the package and has its own metrics: leave path and metric out; split is "
-                f"{' or '.join(POCKET_SPLITS)}, the first if absent"
-            )
-        if self.name != POCKET and not self.path:
+        splits = (None, *POCKET_SPLITS) if self.name == POCKET else (None,)
+        if self.shipped and (self.path or self.metric or self.split not in splits):
+            more = f"; split is {' or '.join(POCKET_SPLITS)}, the first if absent" if self.name == POCKET else ""
+            what = "path and metric" if self.name == POCKET else "path, split and metric"
+            raise ValueError(f"'{self.name}' ships with the package and has its own metrics: leave {what} out{more}")
+        if not self.shipped and not self.path:
             what = "the released benchmark's folder" if self.benchmark else "your Parquet or JSONL file"
             raise ValueError(f"'{self.name}' needs path: {what}{_spelling(self.name)}")
         if self.benchmark and self.metric:
@@ -125,7 +132,9 @@ class EvaluationSection(Section):
         default_factory=list,
         description="The forgetting check: asked and scored in the same way, shown apart, in no average of the domain.",
     )
-    limit: Count | None = Field(default=None, description="Ask at most so many questions of each task.")
+    limit: Count | None = Field(
+        default=None, description="Ask at most so many questions of each task: the same ones whatever run.seed is."
+    )
     max_new_tokens: Count | None = Field(
         default=None,
         description=f"Absent: 256 to 1024 as a benchmark's protocol says, {MAX_NEW_TOKENS} for other tasks.",

@@ -100,21 +100,34 @@ class NearHashes:
 
     def nearest(self, value: int) -> tuple[int, bytes] | None:
         """(distance, id) of the nearest hash, the earliest of equally near ones; None when none is near enough."""
+        numbers, distances = self._candidates(value)
+        if not len(numbers):
+            return None
+        best = int(distances.min())
+        if best > self._distance:
+            return None
+        return best, self._id(int(numbers[distances == best].min()))
+
+    def near(self, value: int, most: int) -> list[tuple[int, bytes]]:
+        """(distance, id) of all that are near enough, the nearest first, but no more than ``most``."""
+        numbers, distances = self._candidates(value)
+        inside = distances <= self._distance
+        found = sorted(set(zip(distances[inside].tolist(), numbers[inside].tolist(), strict=True)))
+        return [(distance, self._id(number)) for distance, number in found[:most]]
+
+    def _candidates(self, value: int) -> tuple[Any, Any]:
+        """Numbers of hashes that share a band, nearly, and their distances; a number may come several times."""
         found = [
             band[part ^ mask]
             for band, part in zip(self._bands, _parts(value), strict=True)
             for mask in self._masks
             if part ^ mask in band
         ]
-        if not found:
-            return None
         numbers = np.frombuffer(b"".join(found), np.uint32)
-        distances = np.bitwise_count(np.frombuffer(self._hashes, np.uint64)[numbers] ^ np.uint64(value))
-        best = int(distances.min())
-        if best > self._distance:
-            return None
-        number = int(numbers[distances == best].min())
-        return best, bytes(self._ids[16 * number : 16 * number + 16])
+        return numbers, np.bitwise_count(np.frombuffer(self._hashes, np.uint64)[numbers] ^ np.uint64(value))
+
+    def _id(self, number: int) -> bytes:
+        return bytes(self._ids[16 * number : 16 * number + 16])
 
 
 def _choose(count: int) -> Any:

@@ -3,7 +3,9 @@
 On disk the kernel keeps the lock (flock) and frees it when its process dies. On S3 it is an object that only one
 driver can create (conditional put) and that its owner renews; who finds it unrenewed for ``lease_s`` seconds may take
 it over, again by a conditional put, so two takers cannot both succeed. Age is measured between two times of the
-server's own clock, never against this machine's. A dead owner on this very machine is recognised at once.
+server's own clock, never against this machine's. A dead owner on this very machine is recognised at once; of another
+machine, or another pod, nobody can tell but by waiting: whoever finds such a lock watches it, is refused as soon as its
+owner renews it (a quarter of a lease) and takes it when nobody has for a whole one.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -28,6 +31,7 @@ from adamllm_ray.errors import RunLocked, StorageError
 
 NAME = ".lock"
 RENEWALS = 4  # per lease
+LOOKS = 16  # per lease, while another driver's lock is watched
 
 
 @contextmanager
@@ -35,8 +39,8 @@ def hold(place: storage.Location, lease_s: float) -> Iterator[None]:
     """Hold the folder for the length of the block.
 
     Raises:
-        RunLocked: another process holds it (says which one, and on S3 from when on it could be taken), or took it
-            while this process was cut off for longer than ``lease_s``.
+        RunLocked: another process holds it (says which one; on S3 after having waited for a sign of life, ``lease_s``
+            and a little at most), or took it while this process was cut off for longer than ``lease_s``.
         StorageError: the folder cannot be written, or the store has no conditional writes.
     """
     with _local(place) if place.local else _leased(place, lease_s):
@@ -120,17 +124,33 @@ class _Lease:
         self._owner = threading.get_ident() if in_main else None
 
     def take(self) -> None:
-        """Create the object, or take over a stale one."""
+        """Create the object, or take over one that its owner does not renew any more."""
         with storage.storage_errors("lock the run folder", self._uri):
-            started = time.monotonic()
-            if not self._put(IfNoneMatch="*"):
-                found = self._look()
-                if found is not None and not self._stale(found):
-                    raise RunLocked(self._in_use(found))
-                condition = {"IfNoneMatch": "*"} if found is None else {"IfMatch": found.etag}
-                if not self._put(**condition):
-                    raise RunLocked(f"{self._uri} was taken by another process a moment ago")
-            self._renewed = started
+            self._renewed = time.monotonic()
+            if self._put(IfNoneMatch="*"):
+                return
+            found = self._left_behind()
+            self._renewed = time.monotonic()
+            if not self._put(**({"IfNoneMatch": "*"} if found is None else {"IfMatch": found.etag})):
+                raise RunLocked(f"{self._uri} was taken by another process a moment ago")
+
+    def _left_behind(self) -> _Found | None:
+        """Watch another driver's lock until it is stale, or gone (None). Raises RunLocked when its owner is alive."""
+        first, stop = self._look(), time.monotonic() + self._lease_s * (1 + 1 / RENEWALS) + 1  # the server has seconds
+        found = first
+        if first is not None and not self._stale(first):
+            print(self._waiting(first), file=sys.stderr, flush=True)
+        while first is not None and found is not None and not self._stale(found):
+            if found.etag != first.etag:
+                raise RunLocked(
+                    f"{self._uri} is in use by {_named(found)}, which is alive: it has just renewed its lock. Stop it, "
+                    "or wait for its end, and run the same command again"
+                )
+            if time.monotonic() > stop:
+                raise RunLocked(self._in_use(found))
+            time.sleep(self._lease_s / LOOKS)
+            found = self._look()
+        return found
 
     def keep(self, stop: threading.Event) -> None:
         """Renew until told to stop. When the object is lost, stop the main thread: it must not write any more."""
@@ -209,18 +229,30 @@ class _Lease:
     def _stale(self, found: _Found) -> bool:
         return found.age_s > _seconds(found.owner.get("lease_s"), self._lease_s) or _dead(found.owner)
 
-    def _in_use(self, found: _Found) -> str:
-        left = _seconds(found.owner.get("lease_s"), self._lease_s) - found.age_s
-        when = time.strftime("%H:%M:%S UTC", time.gmtime(found.now + left + 1))
-        who = f"process {found.owner.get('pid', '?')} on {found.owner.get('host', '?')}"
+    def _left(self, found: _Found) -> float:
+        """Seconds until a lock can be taken."""
+        return _seconds(found.owner.get("lease_s"), self._lease_s) - found.age_s + 1
+
+    def _waiting(self, found: _Found) -> str:
         return (
-            f"{self._uri} is in use by {who}, which was last heard of {found.age_s:.0f} s ago. If it has died, the "
-            f"folder can be taken in {left + 1:.0f} s, at {when}: run the same command again then"
+            f"{self._uri} is locked by {_named(found)}, last heard of {found.age_s:.0f} s ago; it may have died: "
+            f"waiting for a sign of life, {self._left(found):.0f} s at most"
+        )
+
+    def _in_use(self, found: _Found) -> str:
+        when = time.strftime("%H:%M:%S UTC", time.gmtime(found.now + self._left(found)))
+        return (
+            f"{self._uri} is in use by {_named(found)}, which was last heard of {found.age_s:.0f} s ago. If it has "
+            f"died, the folder can be taken in {self._left(found):.0f} s, at {when}: run the same command again then"
         )
 
 
 def _seconds(value: Any, default: float) -> float:
     return float(value) if isinstance(value, int | float) and 0 < value < 86_400 else default
+
+
+def _named(found: _Found) -> str:
+    return f"process {found.owner.get('pid', '?')} on {found.owner.get('host', '?')}"
 
 
 def _self() -> dict[str, Any]:

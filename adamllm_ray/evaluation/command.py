@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from adamllm_ray.evaluation.compare import Arm, Comparison, Line
     from adamllm_ray.evaluation.intervals import Difference, Interval
 
-CERTAIN = 0.05  # p values below are coloured
-
 
 def compare(
     run_a: Annotated[str, typer.Argument(metavar="RUN_A", help="A run folder, local or s3://.", show_default=False)],
@@ -39,7 +37,8 @@ def compare(
 ) -> None:
     """Tell whether the model of one finished run is better than another's, by how much, and at what certainty.
 
-    Only questions that every run was asked count. The difference is B - A, with its 95 % interval and p value.
+    Only questions that every run was asked count. The difference is B - A, with its 95 % interval and p value. It warns
+    of runs that were not asked in the same way (token limit, backend, split).
 
     Examples:
 
@@ -71,7 +70,12 @@ def _print(found: Comparison) -> None:
     arms = (("A", found.a, found.run_means[0]), ("B", found.b, found.run_means[1]))
     for line in (_arm_line(*arm) for arm in arms):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    for line in (*found.protocols, *(f"warning: {one}" for one in found.warnings)):
+        console.print(
+            line, style="yellow" if line.startswith("warning") else None, highlight=False, soft_wrap=True, markup=False
+        )
     console.print(_table(found))
+    console.print(_modes_table(found))
     for line in (*left_out(found), found.groups_verdict, found.verdict):
         if line:
             console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -104,9 +108,27 @@ def _table(found: Comparison) -> Table:
     return table
 
 
+def _modes_table(found: Comparison) -> Table:
+    title = "Mean score under both kinds of metric, %; ?: answers of A / of B that were not readable"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=0)
+    for column in ("task", "type"):
+        table.add_column(column)
+    for column in ("n", "strict: A", "B", "B - A", "?", "paper: A", "B", "B - A", "?"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for line in found.modes:
+        cells = [foreign(line.task, 50), foreign(line.type, 40), str(line.n)]
+        for mode in ("strict", "paper"):
+            (a, b), (c, d) = line.means[mode], line.unparsable[mode]
+            cells += [f"{100 * a:.1f}", f"{100 * b:.1f}", f"{100 * (b - a):+.1f}", f"{c:.3g}/{d:.3g}"]
+        table.add_row(*map(Text, cells))
+    return table
+
+
 def _cells(line: Line, beside: str = "") -> list[Text]:
+    from adamllm_ray.evaluation.intervals import ALPHA
+
     (a, b), gain = line.unparsable, line.difference
-    style = ("green" if gain.value > 0 else "red") if gain.p < CERTAIN else ""
+    style = ("green" if gain.value > 0 else "red") if gain.p < ALPHA else ""
     p = "<0.001" if gain.p < 0.001 else f"{gain.p:.3f}"
     names = (foreign(line.task, 40) + beside, foreign(line.type, 40), str(line.n))
     sides = (_percent(line.a), f"{a:.3g}", _percent(line.b), f"{b:.3g}")

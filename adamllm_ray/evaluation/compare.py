@@ -7,6 +7,9 @@ Reads ``evaluate/data`` of both runs; asks no model. Rows are paired by question
 every run of both sides has a score for it; the others are counted and named. Several runs of one arm (seeds) are
 pooled: per question the mean of their scores (`intervals.pooled`). The difference is B - A. General tasks (the
 forgetting check, ``evaluation.general``) have lines of their own and are in no average and no verdict.
+
+Means under both kinds of metric and each task's protocol stand beside it; runs that did not ask in the same way (token
+limit, backend, split, ...) are told, runs that asked other things under one id are refused (protocols.py).
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ import pyarrow.parquet as pq
 from adamllm_ray.data import storage
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.errors import ConfigError, RowAccountingError, SourceError, foreign
+from adamllm_ray.evaluation.baselines import MODES
 from adamllm_ray.evaluation.intervals import (
+    ALPHA,
     Difference,
     Interval,
     average_difference,
@@ -35,10 +40,10 @@ from adamllm_ray.evaluation.intervals import (
     verdict,
 )
 from adamllm_ray.evaluation.metrics import Mode
+from adamllm_ray.evaluation.protocols import check_contents, differences, protocol_lines
 
 ASKED = ("task", "type", "kind", "metric", "question", "answer")  # what makes a question the same question
 NAMED = 5  # ids that a message holds
-ALPHA = 0.05
 
 Row = Mapping[str, Any]
 
@@ -66,6 +71,17 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
+class Both:
+    """One row of the second table: means of (A, B) and how many answers of each could not be read, per mode."""
+
+    task: str
+    type: str
+    n: int
+    means: dict[Mode, tuple[float, float]]
+    unparsable: dict[Mode, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What `compare` found. ``missing`` (per run) and ``unusable`` hold ids of questions that were left out."""
 
@@ -81,6 +97,9 @@ class Comparison:
     unusable: list[str]
     verdict: str
     groups_verdict: str
+    modes: list[Both]  # the same rows, general ones included, under both kinds of metric
+    protocols: list[str]  # a line per task
+    warnings: list[str]  # what the runs did not do in the same way
 
     def to_json(self) -> str:
         """Everything, as one JSON object."""
@@ -123,14 +142,14 @@ def compare(a: Arm, b: Arm, metrics: Mode = "strict", *, samples: int = 10_000, 
             questions under one id; they have no question in common.
         StorageError: a run cannot be read.
     """
-    sides = (_read(a, metrics), _read(b, metrics))
+    sides = (_read(a), _read(b))
     names, runs = (*a.runs, *b.runs), [run for side in sides for run in side.runs]
     _check_same_questions(names, runs)
     everything: set[str] = set().union(*runs)
     missing = [(name, sorted(everything - set(run))) for name, run in zip(names, runs, strict=True)]
     shared = everything.difference(*(ids for _, ids in missing))
     column = f"score_{metrics}"
-    unusable = {name for run in runs for name in shared if run[name][column] is None}
+    unusable = {name for run in runs for name in shared if any(run[name][f"score_{mode}"] is None for mode in MODES)}
     general = sides[0].general | sides[1].general
     beside = {name for name in shared - unusable if runs[0][name]["task"] in general}
     ids = sorted(shared - unusable - beside)
@@ -140,6 +159,8 @@ def compare(a: Arm, b: Arm, metrics: Mode = "strict", *, samples: int = 10_000, 
             f"and has a score. "
             f"A: {foreign(', '.join(a.runs))}; B: {foreign(', '.join(b.runs))}"
         )
+    unchecked = check_contents(names, shared - unusable)
+    tasks = sorted({runs[0][name]["task"] for name in shared - unusable})
     made = _Lines(sides, metrics, samples, seed)
     groups = made.groups(ids)
     lines = _adjusted([made.line(*key, groups[key]) for key in sorted(groups)])
@@ -158,6 +179,9 @@ def compare(a: Arm, b: Arm, metrics: Mode = "strict", *, samples: int = 10_000, 
         sorted(unusable),
         verdict(average.difference, average.n),
         _groups_verdict(lines),
+        made.modes(groups, apart),
+        protocol_lines(names, tasks),
+        [*differences(names, tasks), *unchecked],
     )
 
 
@@ -190,6 +214,25 @@ class _Lines:
         ids = [name for group in groups for name in group]
         difference = average_difference(pairs, self.samples, self.seed)
         return Line("all", "mean over types", len(ids), a, b, difference, self._unparsable(ids))
+
+    def modes(
+        self, groups: Mapping[tuple[str, str], Sequence[str]], general: Mapping[Any, Sequence[str]]
+    ) -> list[Both]:
+        """A row per group, for all questions of the domain, for the mean over its groups, and per general group."""
+        rows = [self._both(*key, [groups[key]]) for key in sorted(groups)]
+        ids = [name for group in groups.values() for name in group]
+        rows += [self._both("all", "all questions", [ids]), self._both("all", "mean over types", list(groups.values()))]
+        return rows + [self._both(f"{task} (general)", kind, [general[task, kind]]) for task, kind in sorted(general)]
+
+    def _both(self, task: str, kind: str, groups: Sequence[Sequence[str]]) -> Both:
+        ids = [name for group in groups for name in group]
+        means, unparsable = {}, {}
+        for mode in MODES:
+            per_group = [[pooled(side.scores(one, f"score_{mode}")).mean() for one in groups] for side in self.sides]
+            a, b = (float(sum(values) / len(values)) for values in per_group)
+            c, d = (side.unparsable(ids, f"parsed_{mode}") for side in self.sides)
+            means[mode], unparsable[mode] = (a, b), (c, d)
+        return Both(task, kind, len(ids), means, unparsable)
 
     def _scores(self, ids: Sequence[str]) -> tuple[Any, Any]:
         first, second = (pooled(side.scores(ids, f"score_{self.metrics}")) for side in self.sides)
@@ -224,8 +267,8 @@ def _groups_verdict(lines: Sequence[Line]) -> str:
     return f"Group by group (p adjusted for {len(lines)} looks, Holm): {'; '.join(told)}."
 
 
-def _read(arm: Arm, metrics: Mode) -> _Side:
-    runs = [_read_run(run, arm.model, metrics) for run in arm.runs]
+def _read(arm: Arm) -> _Side:
+    runs = [_read_run(run, arm.model) for run in arm.runs]
     return _Side(runs, {task for run in arm.runs for task in _general(run)})
 
 
@@ -236,11 +279,11 @@ def _general(run: str) -> Iterable[str]:
     return [name for name, task in ((scores or {}).get("tasks") or {}).items() if task["general"]]
 
 
-def _read_run(run: str, model: str, metrics: Mode) -> dict[str, Row]:
+def _read_run(run: str, model: str) -> dict[str, Row]:
     stage = RunFolder(run).stage("evaluate")
     if stage.manifest() is None:
         raise ConfigError(f"{foreign(run)} holds no finished evaluation: run `adamllm evaluate` on it first")
-    wanted = ["question_id", "model", *ASKED, f"score_{metrics}", f"parsed_{metrics}"]
+    wanted = ["question_id", "model", *ASKED, *(f"{what}_{mode}" for what in ("score", "parsed") for mode in MODES)]
     rows = _rows(stage, wanted)
     found = [row for row in rows if row["model"] == model]
     if not found:

@@ -10,6 +10,9 @@ What is used where, and why (coverages: 1,500 simulated test sets each; tests/ev
 * **0/1 differences**: Bonett and Price's interval, and the exact McNemar test.
 * **graded differences**: the same bootstrap-t over questions, their pairs kept together; the p value is read off the
   same resamples as the interval, so the two agree.
+* **nearly constant**: where over three quarters of the scores are the same and at most 30 others, resamples often hold
+  too few of the others, or none, and say nothing about those that may come. Two questions more, as far off as a score
+  can be, then count in every standard error, as Bonett and Price have it, and an interval has 1.96 of these at least.
 * **averages over tasks** (unweighted, as in the paper): scores combine the tasks' own intervals (MOVER, Zou and Donner
   2008); differences are bootstrapped, questions being drawn within each task.
 * **seeds**: several runs of one arm give, per question, the mean of their scores (`pooled`), and then questions are
@@ -22,18 +25,21 @@ distribution as drawing indices, in memory that does not grow with n.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+ALPHA = 0.05  # a difference is told where p is below this
 Array = NDArray[np.float64]
 Test = Literal["exact McNemar", "paired bootstrap", "sign test"]
 
 _Z = 1.959963984540054  # the 97.5 % point of the normal distribution
+_FEW = 30  # with more than so many other scores, a group is not nearly constant
 _TINY = 1e-12  # below this a variance or a deviation is rounding
 
 
@@ -66,7 +72,7 @@ def mean_interval(values: ArrayLike, samples: int = 2000, seed: int = 0) -> Inte
     scores = _checked(values, -_TINY, 1 + _TINY)
     if _binary(scores):
         return wilson_interval(int(scores.sum()), scores.size)
-    return _interval(_Resampled([scores], samples, seed), 0.0, 1.0)
+    return _interval(_Resampled([scores], samples, seed, (0.0, 1.0)))
 
 
 def average_interval(groups: Sequence[ArrayLike], samples: int = 2000, seed: int = 0) -> Interval:
@@ -163,15 +169,18 @@ def verdict(found: Difference, n: int, first: str = "A", second: str = "B") -> s
     The p value decides, at 5 %. Points are hundredths of the score.
     """
     interval = f"95 % interval {100 * found.lo:+.1f} to {100 * found.hi:+.1f}"
-    evidence = f"{interval}, p {_p_text(found.p)}, {n} questions"
-    if found.p >= 1 - LEVEL:
+    evidence = f"{interval}, {p_words(found.p)}, {n} questions"
+    if found.p >= ALPHA:
         return f"No difference can be told: {second} - {first} is {100 * found.value:+.1f} points ({evidence})."
     better, worse = (second, first) if found.value > 0 else (first, second)
     return f"{better} is better than {worse} by {100 * abs(found.value):.1f} points ({second} - {first}: {evidence})."
 
 
-def _p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
+def p_words(p: float | None) -> str:
+    """'p < 0.001' or 'p = 0.023'; nothing where there is none."""
+    if p is None:
+        return ""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def _checked(values: ArrayLike, low: float, high: float) -> Array:
@@ -213,20 +222,39 @@ def _coin_p(lost: int, won: int) -> float:
 
 
 class _Resampled:
-    """Mean over groups, its standard error, and how many standard errors of their own the resamples lie off it."""
+    """Mean over groups, its standard error, and how many standard errors of their own the resamples lie off it.
 
-    def __init__(self, groups: Sequence[Array], samples: int, seed: int) -> None:
+    ``least`` is how many of them an interval reaches at any rate: as for the normal distribution where a group is
+    nearly constant, since its resamples differ less than other questions might.
+    """
+
+    def __init__(self, groups: Sequence[Array], samples: int, seed: int, ends: tuple[float, float]) -> None:
         rng = np.random.default_rng(seed)
-        count = len(groups)
+        count, self.ends = len(groups), ends
+        unseen = [_unseen(group, *ends) for group in groups]
+        squares = sum(_squared_error(one.var(), one.size, more) for one, more in zip(groups, unseen, strict=True))
         self.value = float(np.mean([group.mean() for group in groups]))
-        self.error = float(np.sqrt(sum(group.var() / group.size for group in groups))) / count
+        self.error = float(np.sqrt(squares)) / count
+        self.least = _Z if any(unseen) else 0.0
         means, variances = np.zeros(samples), np.zeros(samples)
-        for group in groups:
+        for group, more in zip(groups, unseen, strict=True):
             mean, variance = _draws(group, samples, rng)
-            means, variances = means + mean / count, variances + variance / (group.size * count * count)
+            means, variances = means + mean / count, variances + _squared_error(variance, group.size, more) / count**2
         off = np.abs(means - self.value)
         flat = variances < _TINY**2  # all questions of the resample score the same: off by nothing, or without measure
         self.off = np.where(flat, np.where(off < _TINY, 0.0, np.inf), off / np.sqrt(np.where(flat, 1.0, variances)))
+
+
+def _unseen(values: Array, low: float, high: float) -> float:
+    """How far off the most common score another could be, if nearly all scores are that one; else 0."""
+    distinct, counts = np.unique(values, return_counts=True)
+    others, usual = int(values.size - counts.max()), float(distinct[counts.argmax()])
+    return max(high - usual, usual - low) if others <= _FEW and 4 * others < values.size else 0.0
+
+
+def _squared_error(variance: Any, n: int, unseen: float) -> Any:
+    """Of the mean of n scores with this variance; with two scores more that are ``unseen`` off, if that is above 0."""
+    return (n * variance + 2 * unseen**2) / (n + 2) ** 2 if unseen else variance / n
 
 
 def _draws(values: Array, samples: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -237,19 +265,21 @@ def _draws(values: Array, samples: int, rng: np.random.Generator) -> tuple[Array
     return means, np.maximum(weights @ (distinct * distinct) - means * means, 0.0)
 
 
-def _interval(found: _Resampled, low: float, high: float) -> Interval:
-    """Within ``low..high``, which no mean can leave."""
-    if found.error < _TINY:
-        return Interval(found.value, found.value, found.value)
-    half = float(np.quantile(found.off, LEVEL, method="higher")) * found.error
+def _interval(found: _Resampled) -> Interval:
+    """Within the ends that no mean can leave."""
+    half = max(found.least, float(np.quantile(found.off, LEVEL, method="higher"))) * found.error
+    low, high = found.ends
     return Interval(found.value, max(low, found.value - half), min(high, found.value + half))
 
 
 def _difference(gains: Sequence[Array], samples: int, seed: int) -> Difference:
-    found = _Resampled(gains, samples, seed)
-    interval = _interval(found, -1.0, 1.0)
-    if found.error < _TINY:  # every question changed by the same: a sign test is what is left
+    found = _Resampled(gains, samples, seed, (-1.0, 1.0))
+    interval = _interval(found)
+    if all(np.ptp(gain) < _TINY for gain in gains):  # questions of a group changed alike: a sign test is what is left
         moved = 0 if abs(found.value) < _TINY else sum(gain.size for gain in gains)
         return Difference(interval.value, interval.lo, interval.hi, _coin_p(0, moved), "sign test")
-    beyond = int(np.sum(found.off >= abs(found.value) / found.error - _TINY))
-    return Difference(interval.value, interval.lo, interval.hi, (1 + beyond) / (samples + 1), "paired bootstrap")
+    reached = abs(found.value) / found.error
+    p = (1 + int(np.sum(found.off >= reached - _TINY))) / (samples + 1)
+    if found.least:  # p is no smaller than the normal one, as the interval is no narrower
+        p = max(p, math.erfc(reached / math.sqrt(2)))
+    return Difference(interval.value, interval.lo, interval.hi, p, "paired bootstrap")

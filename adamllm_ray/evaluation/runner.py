@@ -33,7 +33,7 @@ from adamllm_ray.evaluation.fallback import engine_maker
 from adamllm_ray.evaluation.metrics import Score, score
 from adamllm_ray.evaluation.scores import summarise
 from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore, QuestionStore, write_table
-from adamllm_ray.evaluation.tasks import Question, describe, load_questions, task_questions, task_source, token_limit
+from adamllm_ray.evaluation.tasks import Question, describe, load_questions, task_digest, task_questions, token_limit
 from adamllm_ray.models.card import refresh_card
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.synthesis.actors import EngineMaker
@@ -146,7 +146,7 @@ def _same_questions(config: RunConfig, base: Sequence[Contestant], known: StageF
 def check(config: RunConfig) -> None:
     """Look at the first row of every task, hours before it is asked. Raises SourceError naming the field."""
     for asked in config.evaluation.asked:
-        if asked.task.name != POCKET:
+        if not asked.task.shipped:
             next(task_questions(asked, config.data.s3, config.data.images), None)
 
 
@@ -178,10 +178,13 @@ def _modules(name: str) -> Iterator[str]:
 
 def _task_fingerprint(asked: AskedTask, config: RunConfig) -> dict[str, Any]:
     task, section = asked.task, config.evaluation
-    if task.name == POCKET:
-        made = code_version(*(f"adamllm_ray.pocket.{name}" for name in ("domain", "chips", "language", "regions")))
+    if task.shipped:
+        modules = (
+            ("domain", "chips", "language", "regions") if task.name == POCKET else ("curriculum", "world", "language")
+        )
+        made = code_version(*(f"adamllm_ray.pocket.{name}" for name in modules))
     else:
-        made = task_source(asked, config.data.s3).digest()
+        made = task_digest(asked, config.data.s3, config.data.images)
     return {
         "questions": made,
         "path": task.path,
@@ -230,7 +233,7 @@ def base_contestants(config: RunConfig) -> list[Contestant]:
 def _fill(questions: QuestionStore, config: RunConfig) -> int:
     """Put the questions of all tasks into the store. Returns how many there are, usable or not."""
     section = config.evaluation
-    found = load_questions(section, config.run.seed, config.data.s3, config.data.images)
+    found = load_questions(section, config.data.s3, config.data.images)
     total, usable = questions.fill(found)
     if not usable:
         paths = ", ".join(asked.task.path or asked.task.name for asked in section.asked)
@@ -246,8 +249,14 @@ def _ask(
     total: int,
     maker: EngineMaker | None,
 ) -> None:
-    """Get the answers that are not there yet. What has come is on disk, however this ends."""
+    """Get the answers that are not there yet. What has come is on disk, however this ends.
+
+    A model that was answered for in an earlier attempt is held against the ceiling again: it may be what ended it.
+    """
     settled = {name: set(store.settled) for name, store in stores.items()}
+    for name, store in stores.items():
+        if len(settled[name]) == total:
+            _check_refusals(store.rows(), name)
     waiting = [one for one in contestants if len(settled[one.name]) < total]
     if not waiting:
         return
@@ -305,7 +314,7 @@ def _scores(predictions: Sequence[Mapping[str, Any]], questions: QuestionStore, 
     return summarise(
         predictions,
         _baselines(questions, config, {row["question_id"] for row in counted}),
-        tasks={asked.task.name: describe(asked, section) for asked in section.asked},
+        tasks={asked.task.name: describe(asked, section, config.data.s3) for asked in section.asked},
         samples=section.bootstrap_samples,
         seed=config.run.seed,
     )

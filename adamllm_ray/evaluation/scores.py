@@ -14,13 +14,16 @@ The layout, which the report and the CLI read (``extra["scores"]`` of the evalua
                  "types": {column: {metric: {"strict": words, "paper": words}}},
                  "models": {"base" | "adapted": {"strict": CELL, "paper": CELL}}, ...}}
 
-CELL is {n, accuracy, lo, hi, unparsable}, DIFF is {value, lo, hi, p}; all shares in 0..1. "accuracy" is the mean score,
-which is graded for recall, F1 and ROUGE-L. "overall" counts every question once; "average" is the unweighted mean over
-columns, as in the paper (biomedicine: seven, open and closed counted separately).
+CELL is {n, questions_digest, accuracy, lo, hi, unparsable}, DIFF is {value, lo, hi, p}; all shares in 0..1. "accuracy"
+is the mean score, which is graded for recall, F1 and ROUGE-L. Figures of two runs may stand side by side where their
+cells have the same "questions_digest": they are about the same questions, by id. "overall" counts every question once;
+"average" is the unweighted mean over columns, as in the paper (biomedicine: seven, open and closed counted separately).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -129,7 +132,13 @@ class _Part:
 def cell(rows: Sequence[Row], mode: Mode, samples: int, seed: int) -> dict[str, Any]:
     """Mean score of at least one row, with its interval, denominator, and how many answers could not be read."""
     unparsable = sum(not row[f"parsed_{mode}"] for row in rows)
-    return {"n": len(rows), "unparsable": unparsable} | _accuracy(mean_interval(_values(rows, mode), samples, seed))
+    counts = {"n": len(rows), "questions_digest": _questions_digest(rows), "unparsable": unparsable}
+    return counts | _accuracy(mean_interval(_values(rows, mode), samples, seed))
+
+
+def _questions_digest(rows: Iterable[Row]) -> str:
+    """The same for the same question ids in any order."""
+    return hashlib.sha256(json.dumps(sorted(row["question_id"] for row in rows)).encode()).hexdigest()[:32]
 
 
 def _task(name: str, rows: Sequence[Row], usable: Sequence[Row], samples: int, seed: int) -> dict[str, Any]:

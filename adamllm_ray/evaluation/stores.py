@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset as pads
@@ -26,6 +26,8 @@ from adamllm_ray.data.run import StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import RowAccountingError
 from adamllm_ray.evaluation.tasks import QUESTION_SCHEMA, Question
+
+T = TypeVar("T")
 
 ROWS_PER_FILE = 512
 ROWS_PER_CALL = 16  # one row group of the questions: what a replica takes at once, and what its death costs
@@ -78,7 +80,7 @@ class QuestionStore:
         storage.remove_folder(self._place)
         count = usable = 0
         with progress.task("questions") as bar:
-            for number, rows in enumerate(_chunks(questions, ROWS_PER_FILE)):
+            for number, rows in enumerate(chunks(questions, ROWS_PER_FILE)):
                 table = pa.Table.from_pylist([question.row() for question in rows], schema=QUESTION_SCHEMA)
                 write_table(self._place.child(f"part-{number:05}.parquet"), table, row_group_size=ROWS_PER_CALL)
                 count += len(rows)
@@ -177,8 +179,9 @@ def write_table(place: storage.Location, table: pa.Table, row_group_size: int | 
         storage.write_small(place, sink.getvalue())
 
 
-def _chunks(items: Iterable[Question], size: int) -> Iterator[list[Question]]:
-    chunk: list[Question] = []
+def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of ``size`` items, the last one of what is left, without reading ahead."""
+    chunk: list[T] = []
     for item in items:
         chunk.append(item)
         if len(chunk) == size:

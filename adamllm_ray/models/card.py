@@ -174,8 +174,8 @@ def _scores(scores: Values | None) -> list[str]:
     whole = gain["overall"]
     return [
         "## Scores",
-        "Accuracy in percent on held-out questions of the domain, greedy decoding, 95 % bootstrap intervals; answers "
-        "that cannot be read count as wrong.",
+        "Mean score in percent on held-out questions of the domain, greedy decoding, 95 % intervals (Wilson for right "
+        "or wrong, bootstrap-t for graded); answers that cannot be read count as wrong.",
         table(["questions", "n", "base model", "this model"], rows),
         f"Difference over all questions, paired: {100 * whole['value']:+.1f} points "
         f"({100 * whole['lo']:+.1f} to {100 * whole['hi']:+.1f}).",

@@ -3,10 +3,13 @@
     sets = EvaluationSets.load(config)
     find_contamination(config, run, sets)        # -> quality/contamination.parquet and .json, or what is there already
 
+Sets overlap, so each is compared by itself: a record has a row for every set of which it repeats something.
+
 Every usable record is compared (its caption trains), and the replay sources with it; the question of a record counts
 where its task is kept. Four kinds of match are told apart: ``image`` (the same bytes), ``near_image``, ``question``
-(the same words) and ``near_question``. A question alone proves little: many people ask whether the heart is enlarged.
-A record that shares its image *and* what is asked about that image, exactly or nearly, is the grave case: a ``pair``.
+(the same words) and ``near_question``; a templated prompt is compared without its template, too. A question alone
+proves little: many people ask whether the heart is enlarged. A record that shares its image *and* what is asked about
+that image, exactly or nearly, is the grave case: a ``pair``.
 
 What ``contamination.exclude`` names does not train: the catalog of the training stage gives such records the verdict
 ``contaminated``. Images are decoded by threads as they stream by; the sets are held as hashes and texts.
@@ -35,25 +38,26 @@ from adamllm_ray.data.manifest import code_version
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ImageRefused
+from adamllm_ray.evaluation.stores import chunks
 from adamllm_ray.evaluation.tasks import Question, task_questions
-from adamllm_ray.quality.questions import KnownQuestions, normal
+from adamllm_ray.quality.questions import KnownQuestions, forms, normal, stands_in
 
 FOUND, SUMMARY = "quality/contamination.parquet", "quality/contamination.json"
 ROWS_AT_ONCE = 128  # rows with their images, of a file that is read
 WRITTEN_AT_ONCE = 8192
 EXAMPLES = 12
+NEAREST = 8  # images of a set, nearly the record's, whose questions are looked through: blank ones are near thousands
 COLUMNS = ["id", "image", "instruction", "turns", "verdict", "task_verdict"]
 
 SCHEMA = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),  # "" for the run's own records, else a replay source
         pa.field("id", pa.string(), nullable=False),
+        pa.field("set", pa.string(), nullable=False),  # the evaluation set
         pa.field("image_match", pa.string()),  # "image" | "near_image"
-        pa.field("image_set", pa.string()),  # the evaluation set, and the question whose image it is
-        pa.field("image_question", pa.string()),
+        pa.field("image_question", pa.string()),  # the question whose image it is, the first of several
         pa.field("image_bits", pa.int32()),  # of 64 in which the perceptual hashes differ
         pa.field("question_match", pa.string()),  # "question" | "near_question"
-        pa.field("question_set", pa.string()),
         pa.field("question_id", pa.string()),
         pa.field("similarity", pa.float32()),
         pa.field("pair", pa.bool_()),  # its question is one that is asked about the very image that it repeats
@@ -82,26 +86,84 @@ def look_at(image: bytes | None, limits: ImageLimits, *, perceptual: bool) -> Se
         return Seen(digest, None)
 
 
-Where = tuple[str, str]  # evaluation set, question id
+@dataclass
+class _Set:
+    """One evaluation set. ``places``: the digest of an image -> (question id, text) of all that is asked about it."""
+
+    near_questions: float | None
+    counts: dict[str, int] = field(default_factory=lambda: {"questions": 0, "images": 0, "unusable": 0})
+    places: dict[bytes, list[tuple[str, str]]] = field(default_factory=dict)
+    hashes: NearHashes | None = None
+    numbered: list[bytes] = field(default_factory=list)
+    texts: list[tuple[str, str]] = field(default_factory=list)
+    known: KnownQuestions[str] | None = None
+
+    def add(self, question: Question, image: Seen | None) -> None:
+        self.counts["questions" if question.verdict is Verdict.OK else "unusable"] += 1
+        self.texts += [(question.id, form) for form in forms(question.question)]
+        if image is None:
+            return
+        if image.digest not in self.places:
+            self.counts["images"] += 1
+            if self.hashes is not None and image.perceptual is not None:
+                self.hashes.add(image.perceptual, len(self.numbered).to_bytes(16, "little"))
+                self.numbered.append(image.digest)
+        self.places.setdefault(image.digest, []).append((question.id, question.question))
+
+    def close(self) -> None:
+        """All questions are there."""
+        self.known, self.texts = KnownQuestions(self.texts, self.near_questions), []
+
+    def match(self, image: Seen | None, questions: Sequence[str]) -> dict[str, Any]:
+        """Columns of SCHEMA that say what of this set a record repeats; empty when nothing."""
+        found = self._images(image)
+        if not found:
+            return self._question(questions)
+        bits, digest = found[0]
+        columns = {
+            "image_match": "image" if image is not None and digest == image.digest else "near_image",
+            "image_question": self.places[digest][0][0],
+            "image_bits": bits,
+        }
+        asked = [place for _, one in found for place in self.places[one]]
+        return columns | self._question(questions) | {"pair": self._asks(questions, asked)}
+
+    def _asks(self, questions: Sequence[str], places: Sequence[tuple[str, str]]) -> bool:
+        """Whether one of the questions is asked in one of these places, exactly, nearly or inside a longer prompt."""
+        known = KnownQuestions([(id, form) for id, text in places for form in forms(text)], self.near_questions)
+        texts = [form for question in questions for form in forms(question)]
+        return any(known.find(text) or any(stands_in(text, prompt) for _, prompt in places) for text in texts)
+
+    def _images(self, image: Seen | None) -> list[tuple[int, bytes]]:
+        """(bits, digest) of images of this set that this one repeats: the same one first, then the nearest."""
+        if image is None:
+            return []
+        found = [(0, image.digest)] if image.digest in self.places else []
+        if self.hashes is None or image.perceptual is None:
+            return found
+        near = [(bits, self._digest(id)) for bits, id in self.hashes.near(image.perceptual, NEAREST)]
+        return found + [one for one in near if one[1] != image.digest]
+
+    def _digest(self, id: bytes) -> bytes:
+        return self.numbered[int.from_bytes(id, "little")]
+
+    def _question(self, questions: Sequence[str]) -> dict[str, Any]:
+        texts = [form for question in questions for form in forms(question)]
+        found = [hit for text in texts if self.known is not None and (hit := self.known.find(text))]
+        if not found:
+            return {}
+        best = max(found, key=lambda hit: hit.similarity)
+        kind = "question" if best.exact else "near_question"
+        return {"question_match": kind, "question_id": best.key, "similarity": best.similarity}
 
 
 @dataclass
 class EvaluationSets:
-    """All questions that a model of this run may be asked, as hashes and texts.
-
-    Attributes:
-        names: of the sets, each with {questions, images, unusable}.
-        identity: digest of everything in them.
-    """
+    """All questions that a model of this run may be asked, as hashes and texts, set by set."""
 
     section: ContaminationSection
     limits: ImageLimits
-    names: dict[str, dict[str, int]] = field(default_factory=dict)
-    _exact: dict[bytes, Where] = field(default_factory=dict)
-    _asked: dict[bytes, list[str]] = field(default_factory=dict)  # about each image
-    _hashes: NearHashes | None = None
-    _numbered: list[bytes] = field(default_factory=list)
-    _known: KnownQuestions[Where] | None = None
+    _sets: dict[str, _Set] = field(default_factory=dict)
     _digest: Any = field(default_factory=lambda: hashlib.blake2b(digest_size=16))
 
     @classmethod
@@ -113,83 +175,41 @@ class EvaluationSets:
         """
         sets = cls(config.contamination, config.data.images)
         limits, s3 = config.data.images, config.data.s3
-        sets.fill((asked.task.name, task_questions(asked, s3, limits)) for asked in evaluation_tasks(config))
+        sets.fill((name, task_questions(asked, s3, limits)) for name, asked in named_sets(config).items())
         return sets
 
     def fill(self, sets: Iterable[tuple[str, Iterable[Question]]]) -> None:
         """Add the questions of some sets."""
-        distance, texts = self.section.near_images, []
-        self._hashes = None if distance is None else NearHashes(distance)
+        distance = self.section.near_images
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for name, questions in sets:
-                counts = self.names.setdefault(name, {"questions": 0, "images": 0, "unusable": 0})
-                for group in _chunks(questions, ROWS_AT_ONCE):
+                hashes = None if distance is None else NearHashes(distance)
+                one = self._sets[name] = _Set(self.section.near_questions, hashes=hashes)
+                for group in chunks(questions, ROWS_AT_ONCE):
                     seen = pool.map(lambda one: look_at(one.image, self.limits, perceptual=distance is not None), group)
                     for question, image in zip(group, seen, strict=True):
-                        counts["questions" if question.verdict is Verdict.OK else "unusable"] += 1
-                        counts["images"] += self._add_image((name, question.id), image)
-                        if image is not None:
-                            self._asked.setdefault(image.digest, []).append(question.question)
-                        texts.append(((name, question.id), question.question))
+                        one.add(question, image)
+                        self._digest.update(b"" if image is None else image.digest)
                         self._digest.update(normal(question.question).encode() + b"\0")
-        self._known = KnownQuestions(texts, self.section.near_questions)
+                one.close()
 
     def __len__(self) -> int:
         return sum(counts["questions"] for counts in self.names.values())
+
+    @property
+    def names(self) -> dict[str, dict[str, int]]:
+        """{questions, images, unusable} of each set."""
+        return {name: one.counts for name, one in self._sets.items()}
 
     @property
     def identity(self) -> str:
         """Hex digest of names, images and questions."""
         return hashlib.blake2b(self._digest.digest() + json.dumps(self.names).encode(), digest_size=16).hexdigest()
 
-    def match(self, image: Seen | None, questions: Sequence[str]) -> dict[str, Any]:
-        """Columns of SCHEMA that say what a record repeats; empty when nothing."""
-        found = self._image(image)
-        if found is None:
-            return self._question(questions)
-        digest, columns = found
-        here = KnownQuestions([(0, text) for text in self._asked[digest]], self.section.near_questions)
-        pair = any(here.find(text) for text in questions)
-        return columns | self._question(questions) | {"pair": pair}
-
-    def _add_image(self, where: Where, image: Seen | None) -> bool:
-        """Whether it is a new one."""
-        if image is None or image.digest in self._exact:
-            return False
-        self._exact[image.digest] = where
-        self._digest.update(image.digest)
-        if self._hashes is not None and image.perceptual is not None:
-            self._hashes.add(image.perceptual, len(self._numbered).to_bytes(16, "little"))
-            self._numbered.append(image.digest)
-        return True
-
-    def _image(self, image: Seen | None) -> tuple[bytes, dict[str, Any]] | None:
-        """Digest of the image that this one repeats, and the columns that say so."""
-        if image is None:
-            return None
-        if image.digest in self._exact:
-            return image.digest, _image_columns("image", self._exact[image.digest], 0)
-        if self._hashes is None or image.perceptual is None:
-            return None
-        found = self._hashes.nearest(image.perceptual)
-        if found is None:
-            return None
-        digest = self._numbered[int.from_bytes(found[1], "little")]
-        return digest, _image_columns("near_image", self._exact[digest], found[0])
-
-    def _question(self, questions: Sequence[str]) -> dict[str, Any]:
-        found = [hit for text in questions if self._known is not None and (hit := self._known.find(text))]
-        if not found:
-            return {}
-        best = max(found, key=lambda hit: hit.similarity)
-        kind = "question" if best.exact else "near_question"
-        name, question = best.key
-        columns = {"question_match": kind, "question_set": name, "question_id": question}
-        return columns | {"similarity": best.similarity}
-
-
-def _image_columns(kind: str, where: Where, bits: int) -> dict[str, Any]:
-    return {"image_match": kind, "image_set": where[0], "image_question": where[1], "image_bits": bits}
+    def match(self, image: Seen | None, questions: Sequence[str]) -> list[dict[str, Any]]:
+        """For each set of which a record repeats something, the columns of SCHEMA that say so."""
+        found = ((name, one.match(image, questions)) for name, one in self._sets.items())
+        return [{"set": name} | columns for name, columns in found if columns]
 
 
 def evaluation_tasks(config: RunConfig) -> list[AskedTask]:
@@ -198,8 +218,18 @@ def evaluation_tasks(config: RunConfig) -> list[AskedTask]:
         AskedTask(f"contamination.against.{number}", task, False)
         for number, task in enumerate(config.contamination.against)
     ]
-    found = {(asked.task.name, asked.task.path): asked for asked in [*more, *config.evaluation.asked]}
+    found = {(asked.task.name, asked.task.path, asked.task.split): asked for asked in [*more, *config.evaluation.asked]}
     return list(found.values())
+
+
+def named_sets(config: RunConfig) -> dict[str, AskedTask]:
+    """`evaluation_tasks` by the names that they are shown with: the split, and what else tells two of them apart."""
+    tasks = evaluation_tasks(config)
+    names = [f"{asked.task.name}, {asked.task.split}" if asked.task.split else asked.task.name for asked in tasks]
+    return {
+        name if names.count(name) == 1 else f"{name} ({asked.field})": asked
+        for name, asked in zip(names, tasks, strict=True)
+    }
 
 
 def find_contamination(config: RunConfig, run: RunFolder, sets: EvaluationSets) -> dict[str, Any]:
@@ -254,8 +284,7 @@ def contaminated_ids(run: RunFolder, kinds: Sequence[str]) -> dict[str, pa.Large
     table = table.filter(hit)
     names = table["source"].unique().to_pylist()
     return {
-        name: table.filter(pc.equal(table["source"], name))["id"].cast(pa.large_string()).combine_chunks()
-        for name in names
+        name: table.filter(pc.equal(table["source"], name))["id"].cast(pa.large_string()).unique() for name in names
     }
 
 
@@ -269,15 +298,16 @@ def replay_files(stage: StageFolder) -> dict[str, tuple[str, int]]:
     }
 
 
-def _matches(run: RunFolder, sources: dict[str, list[str]], sets: EvaluationSets) -> Iterator[dict[str, Any]]:
-    """For every record that may train: its source and id, and what it repeats."""
+def _matches(run: RunFolder, sources: dict[str, list[str]], sets: EvaluationSets) -> Iterator[list[dict[str, Any]]]:
+    """For every record that may train: a row for each set of which it repeats something."""
     near = sets.section.near_images is not None
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for source, files in sources.items():
             for rows in _usable(run, files):
                 seen = pool.map(lambda row: look_at(row["image"], sets.limits, perceptual=near), rows)
                 for row, image in zip(rows, seen, strict=True):
-                    yield {"source": source, "id": row["id"]} | sets.match(image, _asked(row))
+                    known = {"source": source, "id": row["id"]}
+                    yield [known | found for found in sets.match(image, _asked(row))]
 
 
 def _usable(run: RunFolder, files: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
@@ -306,7 +336,7 @@ def _write(run: RunFolder, rows: Iterable[dict[str, Any]]) -> None:
         place.fs.open_output_stream(place.path) as sink,
     ):
         writer = pq.ParquetWriter(sink, SCHEMA)
-        for group in _chunks(rows, WRITTEN_AT_ONCE):
+        for group in chunks(rows, WRITTEN_AT_ONCE):
             writer.write_table(pa.Table.from_pylist([empty | row for row in group], SCHEMA))
         writer.close()
 
@@ -320,38 +350,29 @@ class _Books:
         self.by_set: dict[str, Counter[str]] = {}
         self.examples: list[dict[str, Any]] = []
 
-    def watched(self, rows: Iterable[dict[str, Any]], bar: Any) -> Iterator[dict[str, Any]]:
-        """Those of the rows that repeat something."""
-        for row in rows:
+    def watched(self, records: Iterable[list[dict[str, Any]]], bar: Any) -> Iterator[dict[str, Any]]:
+        """The rows of those records that repeat something."""
+        for rows in records:
             self.rows += 1
             if self.rows % ROWS_AT_ONCE == 0:
                 bar.update(self.rows)
-            if len(row) > 2:
-                self._count(row)
-                yield row
+            if rows:
+                self._count(rows)
+                yield from rows
 
-    def _count(self, row: dict[str, Any]) -> None:
-        image, question = row.get("image_match"), row.get("question_match")
-        kinds = [kind for kind in (image, question, "pair" if row.get("pair") else None) if kind]
-        self.counts.update([*kinds, "any"])
-        for kind in kinds:
-            name = row["image_set"] if kind in ("image", "near_image", "pair") else row["question_set"]
-            self.by_set.setdefault(name, Counter())[kind] += 1
-        if image and len(self.examples) < EXAMPLES:
-            self.examples.append(row)
+    def _count(self, rows: list[dict[str, Any]]) -> None:
+        """One record: in each set that it repeats, and once in all."""
+        everything = {"any"}
+        for row in rows:
+            found = (row.get("image_match"), row.get("question_match"), "pair" if row.get("pair") else None)
+            kinds = [kind for kind in found if kind]
+            self.by_set.setdefault(row["set"], Counter()).update(kinds)
+            everything.update(kinds)
+            if row.get("image_match") and len(self.examples) < EXAMPLES:
+                self.examples.append(row)
+        self.counts.update(everything)
 
     def summary(self, sets: EvaluationSets) -> dict[str, Any]:
         """{rows, counts, sets: {name: {questions, images, unusable, counts}}, examples}; counts per kind of match."""
         found = {name: counts | {"counts": dict(self.by_set.get(name, {}))} for name, counts in sets.names.items()}
         return {"rows": self.rows, "counts": dict(self.counts), "sets": found, "examples": self.examples}
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group

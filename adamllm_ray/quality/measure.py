@@ -16,7 +16,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.jsonfile import Damaged, json_records
 from adamllm_ray.data.manifest import code_version
 from adamllm_ray.data.run import RunFolder
-from adamllm_ray.errors import ConfigError, SourceError
+from adamllm_ray.errors import ConfigError, SourceError, foreign
 from adamllm_ray.quality.contamination import EvaluationSets, evaluation_tasks, find_contamination
 from adamllm_ray.quality.profile import Check, Profile, labels_by_hand, pocket_labels
 
@@ -69,4 +69,9 @@ def _labels(config: RunConfig) -> tuple[str, Check | None]:
     for number, row in enumerate(rows, 1):
         if isinstance(row, Damaged) or not isinstance(row, dict) or not {"id", "right"} <= row.keys():
             raise SourceError(f'report.labels: row {number} of {path} is not {{"id": ..., "right": true or false}}')
+        if not isinstance(row["right"], bool):
+            raise SourceError(
+                f"report.labels: row {number} of {path} has {foreign(repr(row['right']), 40)} as 'right': write true or"
+                " false, without quotes"
+            )
     return f"labels by hand, {digest[:16]}", labels_by_hand(rows)

@@ -168,7 +168,7 @@ def distinct_n(texts: Iterable[str], n: int) -> float | None:
 
 def labels_by_hand(rows: Iterable[Mapping[str, Any]]) -> Check:
     """Labels given by hand, {"id": ..., "right": true or false}, as a check."""
-    labels = {str(row["id"]): bool(row["right"]) for row in rows}
+    labels: dict[str, bool] = {str(row["id"]): row["right"] for row in rows}
     return lambda row: labels.get(row["id"])
 
 

@@ -16,9 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+CONTAINED = 4  # words
 REMEMBERED = 50_000  # questions whose answer is kept: synthesized ones repeat
 _WORD = re.compile(r"\w+(?:['\N{RIGHT SINGLE QUOTATION MARK}]\w+)?")
 _OPTIONS = re.compile(r"\(?\b[a-d1-4][).:]\s.*\(?\b[b-e2-5][).:]\s", re.IGNORECASE | re.DOTALL)
+_LEAD = re.compile(r"\s*(?:question|q)\s*:\s*", re.IGNORECASE)
+_CHOICES = re.compile(
+    r"(?:\b(?:the\s+|possible\s+|answer\s+)*(?:choices|options|candidates)\s*(?:are\s*)?:"
+    r"|\(?\ba[).:]\s.{0,500}?\(?\bb[).:]\s|\(?\b1[).:]\s.{0,500}?\(?\b2[).:]\s)",
+    re.IGNORECASE | re.DOTALL,
+)
 _AUXILIARY = re.compile(
     r"(is|are|was|were|am|do|does|did|can|could|has|have|had|will|would|should|shall|may|might|must)(n't)?|can't"
 )
@@ -38,6 +45,25 @@ def words_of(text: str) -> list[str]:
 def normal(text: str) -> str:
     """The text as its words: equal for texts that differ in case, spacing and punctuation only."""
     return " ".join(words_of(text))
+
+
+def bare(text: str) -> str:
+    """A prompt without what a template puts around its question: "Question:" before it, the choices after it."""
+    text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
+    listed = _CHOICES.search(text)
+    return text if listed is None or not normal(text[: listed.start()]) else text[: listed.start()]
+
+
+def forms(text: str) -> list[str]:
+    """The text as it stands, and its `bare` question where that is another one."""
+    inner = bare(text)
+    return [text] if normal(inner) == normal(text) else [text, inner]
+
+
+def stands_in(question: str, prompt: str) -> bool:
+    """Whether the question stands, word for word, in a longer prompt; a few words stand in many and do not count."""
+    words = normal(question)
+    return words.count(" ") + 1 >= CONTAINED and f" {words} " in f" {normal(prompt)} "
 
 
 def question_type(text: str) -> str:

@@ -19,11 +19,12 @@ from adamllm_ray.config import RunConfig, dump_config
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
+from adamllm_ray.evaluation.intervals import p_words
 from adamllm_ray.quality.profile import JUDGED
 from adamllm_ray.report import collect as facts
 from adamllm_ray.report import plots, thumbnails
 from adamllm_ray.report.gallery import Card, gallery
-from adamllm_ray.report.scoring import score_tables, task_rows
+from adamllm_ray.report.scoring import metric_rows, score_tables, task_rows
 from adamllm_ray.report.search import search_rows
 
 REPORT = "report/index.html"
@@ -50,7 +51,7 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
     # The only markup that is not the templates' own: our script, and SVG whose labels matplotlib escapes.
     drawn = {name: Markup(svg) for name, svg in _plots(config, found).items()}  # noqa: S704
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             name=config.run.name,
@@ -60,8 +61,10 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
             verdict=words,
             sentence=sentence,
             scores=found.scores,
+            graded=facts.graded(found.scores or {}),
             tables=score_tables(found.scores, found.ablations),
             tasks=task_rows(found.scores),
+            metrics=metric_rows(found.scores),
             plots=drawn,
             kinds=plots.kinds_of(_losses(found)),
             speed=facts.speed_tiles(found.values("train")),
@@ -89,7 +92,8 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
     )
 
 
-def _environment() -> Any:
+def environment() -> Any:
+    """The page's templates: every value is escaped, an unknown name is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -102,7 +106,8 @@ def _environment() -> Any:
     environment.filters |= {
         "percent": facts.percent,
         "points": facts.points,
-        "p_words": facts.p_words,
+        "p_words": p_words,
+        "tone": facts.tone,
         "duration": facts.duration,
         "count": lambda value: f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}"),
     }
@@ -217,8 +222,10 @@ def _stage_rows(manifests: Mapping[str, Manifest], price: float | None) -> list[
 
 
 def _models(config: RunConfig, found: facts.Collected) -> list[tuple[str, str]]:
+    """Role and folder. The adapted model is the one that was scored, which ``models.adapted`` may have named."""
     rows = [(role, getattr(config.models, role)) for role in ("base", "synthesizer", "judge")]
-    adapted = found.values("train").get("model")
+    scored = (found.values("evaluate").get("models") or {}).get("adapted")
+    adapted = scored or config.models.adapted or found.values("train").get("model")
     return [*rows, ("adapted", str(adapted))] if adapted else rows
 
 

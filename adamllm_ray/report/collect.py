@@ -11,10 +11,14 @@ from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError
+from adamllm_ray.evaluation.intervals import ALPHA, p_words
 from adamllm_ray.quality import measure
 from adamllm_ray.quality.contamination import read_summary
 from adamllm_ray.quality.profile import JUDGED
 
+RIGHT_OR_WRONG = frozenset(
+    {"auto", "yes_no", "choice", "numbered_choice", "category", "exact"}
+)  # strict metrics, 0 or 1
 STAGES = ("ingest", "synthesize", "tune", "train", "evaluate")
 VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.OK: "usable",
@@ -48,6 +52,12 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.NOT_DRAWN: "the mixture left it out in every epoch",
     Verdict.TRIAL_STOPPED: "the trial was ended on its way",
     Verdict.TRIAL_FAILED: "the trial died for good",
+}
+
+LOST_WORDS = {  # of questions: short, behind their number
+    Verdict.ROW_UNREADABLE: "malformed",
+    Verdict.IMAGE_MISSING: "without an image",
+    Verdict.DUPLICATE: "with an id that came before",
 }
 
 
@@ -142,27 +152,59 @@ def speed_tiles(train: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def headline(scores: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    """(tone, verdict in a few words, the numbers in a sentence). Tone is 'good', 'bad' or 'even'."""
+    """(tone, verdict in a few words, the numbers in a sentence): of the mean over question types, as compare judges."""
     if scores is None:
         return "even", "Not evaluated yet", "This run has no scores: evaluation.task is empty or has not run."
-    base, adapted = (scores["models"][name]["overall"] for name in ("base", "adapted"))
-    gain = scores["difference"]["overall"]
-    if gain["lo"] > 0:
-        tone, words = "good", "Post-training helped"
-    elif gain["hi"] < 0:
-        tone, words = "bad", "Post-training hurt"
-    else:
-        tone, words = "even", "No difference could be shown"
+    base, adapted = (scores["models"][name]["average"] for name in ("base", "adapted"))
+    gain = scores["difference"]["average"]
+    words = {"good": "Post-training helped", "bad": "Post-training hurt", "even": "No difference could be shown"}
+    kinds = len(scores["types"])
+    mean = f", in the mean over {kinds} question types," if kinds > 1 else ""
+    verb, right = ("scores", "") if graded(scores) else ("answers", " right")
     sentence = (
-        f"On the same {base['n']} questions the adapted model answers {percent(adapted['accuracy'])} right, the base "
-        f"model {percent(base['accuracy'])}: {points(gain['value'])} points (95 % interval {points(gain['lo'])} to "
-        f"{points(gain['hi'])}, {p_words(gain['p'])})."
+        f"On the same {base['n']} questions{mean} the adapted model {verb} {percent(adapted['accuracy'])}{right}, the "
+        f"base model {percent(base['accuracy'])}: {points(gain['value'])} points (95 % interval {points(gain['lo'])} "
+        f"to {points(gain['hi'])}, {p_words(gain['p'])})."
     )
-    return tone, words, sentence + _beside_baselines(scores, adapted)
+    return tone(gain), words[tone(gain)], sentence + _beside_baselines(scores, adapted)
+
+
+def denominator(task: Mapping[str, Any]) -> str:
+    """'n = 96 of 100 rows, 4 malformed': what a task's scores are means over, and what is not in them."""
+    lost = lost_rows(task)
+    return f"n = {task['n']:,} of {task['rows']:,} rows" + (f", {lost}" if lost else "")
+
+
+def lost_rows(task: Mapping[str, Any]) -> str:
+    """'4 malformed, 1 without an image': rows of a task that could not be asked or scored, by verdict."""
+    counts = sorted(task.get("verdicts", {}).items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} {LOST_WORDS.get(name, name.replace('_', ' '))}" for name, count in counts)
+
+
+def tone(gain: Mapping[str, Any]) -> str:
+    """'good', 'bad' or 'even' of a difference, decided as `evaluation.intervals.verdict` does: by p, at 5 %.
+
+    For right-or-wrong answers interval and p come from different tests, so that an interval may just miss zero where p
+    is above 5 %; a page whose colour goes by one and whose sentence goes by the other contradicts itself.
+    """
+    if gain["p"] is None or gain["p"] >= ALPHA:
+        return "even"
+    return "good" if gain["value"] > 0 else "bad"
+
+
+def graded(scores: Mapping[str, Any], *, general: bool = False) -> bool:
+    """Whether a strict score may lie between right and wrong, or it is not known: then it is no share of right ones.
+
+    ``general`` asks about the tasks of the forgetting check instead of the domain's.
+    """
+    tasks: Mapping[str, Any] = scores.get("tasks") or {}
+    asked = [task for task in tasks.values() if bool(task.get("general")) == general]
+    metrics = {metric for task in asked for column in task.get("types", {}).values() for metric in column}
+    return not metrics or not metrics <= RIGHT_OR_WRONG
 
 
 def _beside_baselines(scores: Mapping[str, Any], adapted: Mapping[str, Any]) -> str:
-    known = {name: item["overall"] for name, item in scores["baselines"].items() if item["overall"] is not None}
+    known = {name: item["average"] for name, item in scores["baselines"].items() if item["average"] is not None}
     if not known:
         return ""
     name = max(known, key=lambda key: known[key])
@@ -180,13 +222,6 @@ def percent(share: float | None) -> str:
 def points(share: float, digits: int = 1) -> str:
     """0.29 -> '+29.0'."""
     return f"{100 * share:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def p_words(p: float | None) -> str:
-    """'p < 0.001' or 'p = 0.023'."""
-    if p is None:
-        return ""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,8 @@
 
     for item in mode_tables(scores): console.print(item)
 
-Printed where there is more to say than the first table does: several tasks, a published benchmark, or general ones.
+Printed for every evaluation, also of one task: a figure says little without the kind of metric, protocol, split,
+denominator and the number of answers that could not be read.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from adamllm_ray.report.collect import denominator
+
 MODELS = ("base", "adapted")
 
 
 def mode_tables(scores: Mapping[str, Any]) -> Iterator[Table | str]:
-    """The table, then a line per task: rows, denominator, split, protocol. Nothing for a single task of one's own."""
+    """The table, then a line per task: denominator, split, protocol. Nothing where an earlier version scored."""
     tasks: Mapping[str, Mapping[str, Any]] = scores.get("tasks") or {}
-    if len(tasks) < 2 and not any("paper_rows" in task for task in tasks.values()):
+    if not tasks:
         return
     table = Table(
         title="Mean score under both kinds of metric, %",
@@ -32,22 +35,23 @@ def mode_tables(scores: Mapping[str, Any]) -> Iterator[Table | str]:
     table.add_column("column")
     for title in ("n", "strict: base", "adapted", "unread", "paper: base", "adapted", "unread"):
         table.add_column(title, justify="right")
-    _rows(table, scores, "")
-    if scores.get("general"):
-        _rows(table, scores["general"], "general, not domain: ")
+    _rows(table, scores)
+    if scores.get("general") and scores["general"]["types"]:
+        table.add_row(Text("general, not domain:", "bold"))
+        _rows(table, scores["general"])
     yield table
     for name, task in tasks.items():
         yield _line(name, task)
 
 
-def _rows(table: Table, part: Mapping[str, Any], prefix: str) -> None:
+def _rows(table: Table, part: Mapping[str, Any]) -> None:
     """A row per column of the scores, and the two averages."""
     if not part["types"]:
         return
     for name in part["types"]:
-        table.add_row(f"{prefix}{name.replace('_', ' ')}", *_cells(part, ("types", name)))
-    table.add_row(Text(f"{prefix}all questions", "bold"), *_cells(part, ("overall",)))
-    table.add_row(f"{prefix}mean over columns", *_cells(part, ("average",)))
+        table.add_row(name.replace("_", " "), *_cells(part, ("types", name)))
+    table.add_row(Text("all questions", "bold"), *_cells(part, ("overall",)))
+    table.add_row("mean over columns", *_cells(part, ("average",)))
     table.add_section()
 
 
@@ -68,9 +72,7 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _line(name: str, task: Mapping[str, Any]) -> str:
-    lost = ", ".join(f"{verdict} {count}" for verdict, count in task["verdicts"].items())
-    unusable = f", {task['unusable']} unusable ({lost})" if task["unusable"] else ""
     printed = sum(task.get("paper_rows", {}).values())
-    paper = f"; the paper prints {printed:,} rows" if printed and printed != task["rows"] else ""
-    scored = f"{task['rows']:,} rows, {task['n']:,} scored{unusable}{paper}"
-    return f"{task.get('title', name)}: {scored}; split: {task['split']}; {task['protocol']}"
+    paper = f" (the paper prints {printed:,} rows)" if printed and printed != task["rows"] else ""
+    title = f"{task.get('title', name)}{', general' if task['general'] else ''}"
+    return f"{title}: {denominator(task)}{paper}; split: {task['split']}; {task['protocol']}"

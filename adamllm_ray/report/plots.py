@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from adamllm_ray.report.collect import graded
+
 INK, LINE, BASE, ADAPTED, MARK = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04", "#0a0b05"
 KINDS = ("#0a0b06", "#0a0b07", "#0a0b08", "#0a0b09")  # kinds of text, in their order
 MOST_POINTS = 600  # of a curve: more cannot be seen, and a page of a long run must open
@@ -36,14 +38,14 @@ _STYLE = {
 
 
 def score_bars(scores: Mapping[str, Any]) -> str:
-    """Accuracy per question type with 95 % intervals, one bar per model; baselines as marks. SVG text."""
+    """Scores per question type with 95 % intervals, one bar per model; baselines as marks. SVG text."""
     rows = [*scores["types"], "all questions"]
     with _figure(10.5, 0.9 + 0.5 * len(rows), scores["types"]) as (figure, axes):
         for index, name in enumerate(rows):
             _bar_pair(axes, scores, name if index < len(rows) - 1 else None, -index)
         axes.set_yticks([-index for index in range(len(rows))], [name.replace("_", " ") for name in rows])
         axes.set_xlim(0, 100)
-        axes.set_xlabel("accuracy, %")
+        axes.set_xlabel("mean score, %" if graded(scores) else "accuracy, %")
         axes.grid(axis="x")
         axes.set_axisbelow(True)
         axes.tick_params(length=0)

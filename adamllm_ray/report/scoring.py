@@ -7,12 +7,15 @@ and a description of each task (``tasks``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adamllm_ray.report import collect as facts
+
 MODELS = ("base", "adapted")
-FIRST = ("protocol", "split", "rows", "n", "unusable")  # columns of the tasks, before whatever else is said of them
+FIRST = ("protocol", "split", "rows", "n", "unusable", "verdicts")  # columns of the tasks, before what else is said
+SHOWN = {"verdicts": "why unusable", "paper_rows": "rows in the paper"}  # heads of columns
 TITLES = {
     "strict": "Scores",
     "paper": "The same answers under the published metrics",
@@ -48,6 +51,9 @@ class ScoreTable:
     scores: Mapping[str, Any]
     models: list[str]
     rows: list[ScoreRow]
+    denominators: list[str]  # of each task
+    graded: bool  # a figure is a mean score, not a share of right answers
+    remarks: list[str]  # on the columns of other runs
 
 
 def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any]) -> list[ScoreTable]:
@@ -61,7 +67,8 @@ def score_tables(scores: Mapping[str, Any] | None, ablations: Mapping[str, Any])
     for key, each in found:
         if each["models"]["base"]["overall"]:
             others = {name: other if key == "strict" else other.get(key) for name, other in ablations.items()}
-            tables.append(_table(key, each, {name: other for name, other in others.items() if other}))
+            others = {name: other for name, other in others.items() if other}
+            tables.append(_table(key, scores, each, others))
     return tables
 
 
@@ -78,43 +85,104 @@ def task_rows(scores: Mapping[str, Any] | None) -> tuple[list[str], list[list[An
     tasks: Mapping[str, Mapping[str, Any]] = (scores or {}).get("tasks") or {}
     plain = {
         name: {
-            key: {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+            key: words
             for key, value in item.items()
-            if isinstance(value, str | int | float) and (key, value) != ("title", name)
+            if (words := _words(key, value, item)) is not None and (key, value) != ("title", name)
         }
         for name, item in tasks.items()
     }
     there = dict.fromkeys(key for item in plain.values() for key in item)
     columns = [*(key for key in FIRST if key in there), *(key for key in there if key not in FIRST)]
-    return ["task", *columns], [[name, *(item.get(key, "") for key in columns)] for name, item in plain.items()]
+    heads = ["task", *(SHOWN.get(key, key) for key in columns)]
+    return heads, [[name, *(item.get(key, "") for key in columns)] for name, item in plain.items()]
 
 
-def _table(key: str, scores: Mapping[str, Any], ablations: Mapping[str, Any]) -> ScoreTable:
-    models = {name: scores["models"][name] for name in MODELS}
-    models |= {name: item for name, item in scores["models"].items() if name not in MODELS}
-    models |= {name: item["models"]["adapted"] for name, item in ablations.items()}
-    rows = [_row(name.replace("_", " "), scores, models, ("types", name)) for name in scores["types"]]
-    rows.append(_row("all questions", scores, models, ("overall",), total=True))
-    rows.append(_row("mean over types", scores, models, ("average",)))
-    return ScoreTable(key, TITLES[key], NOTES[key], scores, list(models), rows)
+def _words(key: str, value: Any, task: Mapping[str, Any]) -> str | int | float | None:
+    """What is said of a task, as a cell; None for what stands in tables of its own."""
+    if key == "verdicts":
+        return facts.lost_rows(task)
+    if key == "paper_rows":
+        return ", ".join(f"{column} {count:,}" for column, count in value.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return value if isinstance(value, str | int | float) else None
+
+
+def metric_rows(scores: Mapping[str, Any] | None) -> list[tuple[str, str, str, str]]:
+    """(metric, the columns that it scores, what it means under strict, under paper), each metric once."""
+    columns: dict[tuple[str, str, str], list[str]] = {}
+    for task in ((scores or {}).get("tasks") or {}).values():
+        for column, metrics in task.get("types", {}).items():
+            for name, said in metrics.items():
+                columns.setdefault((name, said["strict"], said["paper"]), []).append(column)
+    return [
+        (name, ", ".join(dict.fromkeys(found)), strict, paper)
+        for (name, strict, paper), found in sorted(columns.items())
+    ]
+
+
+def denominators(scores: Mapping[str, Any], *, general: bool = False) -> list[str]:
+    """A sentence per task of the domain (or of the forgetting check): its denominator, and what is not in it."""
+    tasks: Mapping[str, Mapping[str, Any]] = scores.get("tasks") or {}
+    return [
+        f"{name}: {facts.denominator(task)}."
+        for name, task in tasks.items()
+        if bool(task.get("general")) == general and {"n", "rows"} <= task.keys()
+    ]
+
+
+def _table(
+    key: str, everything: Mapping[str, Any], scores: Mapping[str, Any], ablations: Mapping[str, Any]
+) -> ScoreTable:
+    general = key == "general"
+    graded = key == "paper" or facts.graded(everything, general=general)
+    asked = denominators(everything, general=general)
+    own = {name: scores["models"][name] for name in MODELS}
+    others = {name: item["models"]["adapted"] for name, item in ablations.items()}
+    places: list[tuple[str, tuple[str, ...]]] = [(name.replace("_", " "), ("types", name)) for name in scores["types"]]
+    places += [("all questions", ("overall",)), ("mean over types", ("average",))]
+    rows = [_row(label, scores, [*own.values()], [*others.values()], path) for label, path in places]
+    remarks = _remarks(scores["models"]["base"], others, [path for _, path in places])
+    return ScoreTable(key, TITLES[key], NOTES[key], scores, [*own, *others], rows, asked, graded, remarks)
 
 
 def _row(
-    label: str, scores: Mapping[str, Any], models: Mapping[str, Any], path: tuple[str, ...], *, total: bool = False
+    label: str, scores: Mapping[str, Any], own: Sequence[Any], others: Sequence[Any], path: tuple[str, ...]
 ) -> ScoreRow:
-    cells = [_at(item, path) for item in models.values()]
-    base, adapted = cells[:2]
-    assert base is not None  # the table is made where the base model has scores
-    same = [cell if cell is not None and cell["n"] == base["n"] else None for cell in cells]
+    base, adapted = (_at(item, path) for item in own)
+    cells = [cell if cell and _same(cell, base) is not False else None for cell in (_at(one, path) for one in others)]
     return ScoreRow(
         label=label,
         n=base["n"],
-        cells=same,
+        cells=[base, adapted, *cells],
         difference=_at(scores["difference"], path) or {},
         baselines=[_at(item, path) for item in scores.get("baselines", {}).values()],
         unparsable=[cell.get("unparsable", 0) for cell in (base, adapted) if cell is not None],
-        total=total,
+        total=path == ("overall",),
     )
+
+
+def _same(cell: Mapping[str, Any], base: Mapping[str, Any]) -> bool | None:
+    """Whether two cells are about the same questions; None where an earlier version evaluated one of the runs."""
+    digests = {cell.get("questions_digest"), base.get("questions_digest")}
+    if cell["n"] != base["n"]:
+        return False
+    return None if None in digests else len(digests) == 1
+
+
+def _remarks(base: Mapping[str, Any], others: Mapping[str, Any], paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """What has to be said of the columns of other runs: not the same questions, or nobody knows."""
+    told = []
+    for name, item in others.items():
+        found = [_same(cell, _at(base, path)) for path in paths if (cell := _at(item, path))]
+        if False in found:
+            told.append(
+                f"{name} was asked other questions in {found.count(False)} of {len(found)} rows: no figure there."
+            )
+        if None in found:
+            why = "an earlier version evaluated it or this run"
+            told.append(f"Whether {name} was asked the same questions cannot be told: {why}.")
+    return told
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adamllm_ray.data.manifest import Manifest
-from adamllm_ray.report.collect import duration, funnel, keep_rate, points
+from adamllm_ray.report.collect import duration, funnel, graded, keep_rate, points, tone
 
 if TYPE_CHECKING:
     from adamllm_ray.synthesis.plan import Plan
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def score_table(extra: Mapping[str, Any]) -> Table:
-    """Accuracy in percent with 95 % intervals per question type, from the evaluate manifest's ``extra``."""
+    """Scores in percent with 95 % intervals per question type, from the evaluate manifest's ``extra``."""
     scores = extra["scores"]
     table = Table(
-        title="Accuracy on the same questions, % [95 % interval]",
+        title=f"{'Mean score' if graded(scores) else 'Accuracy'} on the same questions, % [95 % interval]",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -41,6 +41,10 @@ def score_table(extra: Mapping[str, Any]) -> Table:
         table.add_section()
         table.add_row(*_cells(Text("all questions", "bold"), scores, lambda item: item["overall"]))
         table.add_row(*_cells(Text("mean over types"), scores, lambda item: item["average"]))
+    general = scores.get("general")
+    if general and general["types"]:
+        table.add_section()
+        table.add_row(*_cells(Text("general, mean"), general, lambda item: item["average"]))
     return table
 
 
@@ -51,7 +55,7 @@ def _baseline_title(name: str, item: Mapping[str, Any]) -> str:
 def _cells(label: Text, scores: Mapping[str, Any], pick: Any) -> list[Any]:
     base, adapted = (pick(scores["models"][name]) for name in ("base", "adapted"))
     gain = pick(scores["difference"])
-    style = "green" if gain["lo"] > 0 else "red" if gain["hi"] < 0 else ""
+    style = {"good": "green", "bad": "red", "even": ""}[tone(gain)]
     interval = f"{points(gain['value'])} [{points(gain['lo'], 0)},{points(gain['hi'], 0)}]"
     shares = [f"{100 * pick(item):.1f}" for item in scores["baselines"].values()]
     return [label, str(base["n"]), _accuracy(base), _accuracy(adapted), Text(interval, style), *shares]

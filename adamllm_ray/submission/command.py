@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from adamllm_ray.config import RunConfig
 from adamllm_ray.errors import ConfigError
 from adamllm_ray.exits import DONE
-from adamllm_ray.submission.places import STAGES, refuse_local
+from adamllm_ray.submission.places import STAGES, refuse_hub, refuse_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,8 @@ def hand_over(job: str, config: RunConfig, target: Target) -> int:
     """Submit a stage, or ``pipeline``; returns the exit code of `adamllm submit`.
 
     Raises:
-        ConfigError: no such stage, no or two targets, a local path, an overlay that is unsafe or not filled in, a
-            cluster that refuses.
+        ConfigError: no such stage, no or two targets, a local path, a model that pods cannot fetch, an overlay that is
+            unsafe or not filled in, a cluster that refuses.
         ClusterError: a cluster that does not answer.
     """
     if job not in STAGES:
@@ -54,6 +54,7 @@ def _to_kubernetes(job: str, config: RunConfig, target: Target) -> int:
 
     objects = render.run_objects(job, config, render.render(render.overlay(target.cluster)))
     render.refuse_broken(objects)
+    refuse_hub(job, config, objects[1]["spec"]["rayClusterSpec"])
     refuse_too_large(job, config, objects[1]["spec"]["rayClusterSpec"])
     unfilled = render.unfilled(objects)
     if target.dry_run:

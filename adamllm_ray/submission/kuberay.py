@@ -16,9 +16,12 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
+import yaml
+
 Manifest = Mapping[str, Any]
 
 MAX_NAME = {"RayCluster": 53, "RayJob": 47}  # the operator appends to them
+MAX_LABEL = 63
 UNBOUNDED = 2**31 - 1
 TOKEN_SINCE, PRIORITY_SINCE = (2, 52), (2, 56)
 DELETION_ORDER = ("DeleteWorkers", "DeleteCluster", "DeleteSelf")
@@ -36,6 +39,18 @@ def findings(manifest: Manifest) -> list[str]:
     if kind == "RayJob":
         return [*_name(manifest, "RayJob"), *_job(spec), *_cluster(spec.get("rayClusterSpec") or {}, of_job=True)]
     return []
+
+
+def labels(manifest: Manifest) -> list[str]:
+    """Labels of any object that the API server would refuse, which schemas do not say."""
+    found = (manifest.get("metadata") or {}).get("labels") or {}
+    return [f"metadata.labels: {problem}" for problem in _labels(found)]
+
+
+def _labels(found: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in found.items():
+        if not _LABEL_KEY.fullmatch(key) or not _LABEL.fullmatch(str(value)):
+            yield f"{key}={value} is no Kubernetes label"
 
 
 def _name(manifest: Manifest, kind: str) -> Iterator[str]:
@@ -66,13 +81,24 @@ def _job(spec: Manifest) -> Iterator[str]:
             yield f"spec.{key}: must be above 0"
     if retries < 0:
         yield "spec.backoffLimit: must not be below 0"
+    if not _is_mapping(str(spec.get("runtimeEnvYAML") or "{}")):
+        yield "spec.runtimeEnvYAML: is no YAML, or no mapping"
     yield from _deletion(spec)
+
+
+def _is_mapping(text: str) -> bool:
+    try:
+        return isinstance(yaml.safe_load(text), dict)
+    except yaml.YAMLError:
+        return False
 
 
 _SUBMITTER = ("submitterPodTemplate", "submitterConfig")
 
 
 def _selected(spec: Manifest, mode: str, retries: int) -> Iterator[str]:
+    if not spec["clusterSelector"].get("ray.io/cluster"):
+        yield "spec.clusterSelector: names no cluster (ray.io/cluster)"
     if spec.get("suspend"):
         yield "spec.suspend: not with clusterSelector"
     if retries:
@@ -141,6 +167,8 @@ def _cluster(spec: Manifest, *, of_job: bool = False) -> Iterator[str]:
     yield from _authentication(spec, of_job=of_job)
     if "RAY_REDIS_ADDRESS" in _environment(head) and not spec.get("gcsFaultToleranceOptions"):
         yield "head: RAY_REDIS_ADDRESS needs gcsFaultToleranceOptions"
+    if (head.get("rayStartParams") or {}).get("redis-username") or "REDIS_USERNAME" in _environment(head):
+        yield "head: redis-username and REDIS_USERNAME are gcsFaultToleranceOptions.redisUsername"
     if spec.get("networkPolicy"):
         yield "networkPolicy: behind the feature gate RayClusterNetworkPolicy, which is off; use NetworkPolicy objects"
     if spec.get("tlsOptions"):
@@ -155,9 +183,7 @@ def _group(name: str, group: Manifest) -> Iterator[str]:
         yield f"{name}: resources are said in rayStartParams and in `resources`; leave one out"
     if "labels" in start:
         yield f"{name}: rayStartParams.labels is not supported; use `labels` of the group"
-    for key, value in (group.get("labels") or {}).items():
-        if not _LABEL_KEY.fullmatch(key) or not _LABEL.fullmatch(str(value)):
-            yield f"{name}: {key}={value} is no Kubernetes label"
+    yield from (f"{name}: {problem}" for problem in _labels(group.get("labels") or {}))
 
 
 def _worker(group: Manifest, spec: Manifest) -> Iterator[str]:

@@ -3,19 +3,20 @@
     refuse_local("synthesize", config)          ConfigError: run.output: 'runs/xrays' is a path of this machine ...
 
 Only the fields that the stage reads count. What every node has under the same path (a mounted file system) can be named
-and is let through.
+and is let through. A hub id is no path, but pods of ``cluster/`` reach no hub: ``refuse_hub`` says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any
 
 from adamllm_ray.config import RunConfig
 from adamllm_ray.errors import ConfigError
 
 STAGES = ("ingest", "synthesize", "train", "evaluate", "tune", "pipeline")
-MODEL = "s3://bucket/folder, org/name@<revision> or pocket:NAME"
+MODEL = "s3://bucket/folder, pocket:NAME, or, where nodes reach a hub, org/name@<revision>"
 DATA = "s3://bucket/prefix"
 
 
@@ -32,6 +33,32 @@ def refuse_local(job: str, config: RunConfig, mounted: Sequence[str] = ()) -> No
             f"a cluster does not have what is on this machine:\n{lines}\n"
             "Where every node has the folder under the same absolute path, say so with --mounted FOLDER."
         )
+
+
+def refuse_hub(job: str, config: RunConfig, cluster: Mapping[str, Any]) -> None:
+    """Raise ConfigError for models of a hub, unless all pods of the Ray cluster are told of a mirror they reach."""
+    from adamllm_ray.models.fetch import is_hub_id
+
+    wrong = [
+        f"  {field}: {value!r} is on the Hugging Face hub; give s3://bucket/folder"
+        for field, value, instead in dict.fromkeys(_fields(job, config))
+        if instead == MODEL and is_hub_id(value)
+    ]
+    groups = [cluster.get("headGroupSpec") or {}, *(cluster.get("workerGroupSpecs") or [])]
+    if wrong and not all(_has_mirror(group) for group in groups):
+        lines = "\n".join(wrong)
+        raise ConfigError(
+            f"the pods of this overlay reach no hub:\n{lines}\n"
+            "Copy the models into the object store; or give every pod HF_ENDPOINT, a mirror that its policies let it "
+            "reach, and HF_HUB_OFFLINE: '0'; or name the folder in the model cache, with --mounted /models."
+        )
+
+
+def _has_mirror(group: Mapping[str, Any]) -> bool:
+    """The Ray container, which is the first, is told of another hub and may ask it."""
+    containers = ((group.get("template") or {}).get("spec") or {}).get("containers") or [{}]
+    told = {str(each.get("name")): str(each.get("value")) for each in containers[0].get("env") or []}
+    return "HF_ENDPOINT" in told and told.get("HF_HUB_OFFLINE", "0") == "0"
 
 
 def _fields(job: str, config: RunConfig) -> Iterator[tuple[str, str, str]]:

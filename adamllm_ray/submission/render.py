@@ -90,7 +90,7 @@ def run_objects(job: str, config: RunConfig, templates: Iterable[Object], name: 
     name = name or new_name(config.run.name, job)
     metadata = made["metadata"]
     metadata["name"] = name
-    metadata.setdefault("labels", {})[RUN_LABEL] = re.sub(r"[^A-Za-z0-9]+$", "", config.run.name)
+    metadata.setdefault("labels", {})[RUN_LABEL] = re.sub(r"[^A-Za-z0-9]+$", "", config.run.name[: kuberay.MAX_LABEL])
     _mount(made, name)
     tell_limits(made)
     return [
@@ -118,8 +118,9 @@ def new_name(run: str, job: str) -> str:
 
 
 def refuse_broken(objects: Sequence[Object]) -> None:
-    """Raise ConfigError with everything that KubeRay's operator or our security rules have against the objects."""
-    problems = [problem for each in objects for problem in kuberay.findings(each)] + security.findings(objects)
+    """Raise ConfigError with all that Kubernetes (labels), KubeRay's operator or our security rules do not take."""
+    problems = [problem for each in objects for problem in (*kuberay.labels(each), *kuberay.findings(each))]
+    problems += security.findings(objects)
     if problems:
         lines = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(f"the manifests of this overlay may not run:\n{lines}")

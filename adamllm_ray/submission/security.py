@@ -25,6 +25,15 @@ _SECRET_NAME = re.compile(r"(SECRET|PASSWORD|PASSWD|TOKEN|CREDENTIAL|ACCESS_KEY|
 _SECRET_VALUE = re.compile(
     r"(AKIA|ASIA)[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|\bhf_[A-Za-z0-9]{30,}|://[^/\s:]+:[^@\s]+@"
 )
+# A key by its name in a text (a file of a ConfigMap, a runtime environment, a command), with a value behind it.
+# Narrower than _SECRET_NAME: a configuration has many kinds of tokens that are none.
+_SECRET_LINE = re.compile(
+    r"(?<![A-Za-z0-9_.-])(?P<name>[\w.-]*(?:SECRET|PASSWORD|PASSWD|ACCESS_KEY|API_KEY|PRIVATE_KEY"
+    r"|(?:AUTH|HF|HUB|ACCESS|SESSION|BEARER)[_-]?TOKEN)[\w.-]*)[\"']?\s*[:=]\s*(?P<value>[\"']?[^\s\"',}#]+)",
+    re.IGNORECASE,
+)
+_NO_KEY = ("_FILE", "_PATH", "_MODE")  # ends of names that hold no key
+_NOTHING = ("null", "~", "none", "false", "true", "{", "[", "|", ">")
 
 
 def findings(objects: Iterable[Manifest]) -> list[str]:
@@ -93,9 +102,8 @@ def _exposure(manifest: Manifest) -> Iterator[str]:
             yield "the head's service is seen from outside; use serviceType: ClusterIP"
         if head.get("enableIngress"):
             yield "headGroupSpec.enableIngress opens the dashboard; set it to false"
-        locked = (cluster.get("autoscalerOptions") or {}).get("securityContext")
         if cluster.get("enableInTreeAutoscaling"):
-            yield from (f"autoscaler: {problem}" for problem in _locked(locked or {}))
+            yield from (f"autoscaler: {problem}" for problem in _autoscaler(cluster.get("autoscalerOptions") or {}))
 
 
 def _pod(pod: Manifest) -> Iterator[str]:
@@ -112,16 +120,32 @@ def _pod(pod: Manifest) -> Iterator[str]:
         yield from (f"{container.get('name')}: {problem}" for problem in _container(container))
 
 
+def _autoscaler(options: Manifest) -> Iterator[str]:
+    """The container that the operator puts beside the head; without an image it has the head's."""
+    yield from _locked(options.get("securityContext") or {})
+    if options.get("image"):
+        yield from _image(options)
+    yield from _variables(options)
+
+
 def _container(container: Manifest) -> Iterator[str]:
     yield from _locked(container.get("securityContext") or {})
-    if not _DIGEST.fullmatch(str(container.get("image"))):
-        yield f"image {container.get('image')} is not named by digest (name@sha256:...)"
+    yield from _image(container)
     if not ((container.get("resources") or {}).get("limits") or {}).get("memory"):
         yield "no memory limit"
     yield from (f"hostPort {port['hostPort']}" for port in container.get("ports") or [] if port.get("hostPort"))
+    yield from _variables(container)
+
+
+def _image(container: Manifest) -> Iterator[str]:
+    if not _DIGEST.fullmatch(str(container.get("image"))):
+        yield f"image {container.get('image')} is not named by digest (name@sha256:...)"
+
+
+def _variables(container: Manifest) -> Iterator[str]:
     for variable in container.get("env") or []:
         name, value = str(variable.get("name")), variable.get("value")
-        if value and _SECRET_NAME.search(name) and not name.upper().endswith(("_FILE", "_PATH", "_MODE")):
+        if value and _SECRET_NAME.search(name) and not name.upper().endswith(_NO_KEY):
             yield f"{name} is written out; take it from a Secret (valueFrom.secretKeyRef)"
         if name == "RAY_AUTH_MODE" and value != "token":
             yield "RAY_AUTH_MODE turns the token off"
@@ -148,7 +172,16 @@ def _secrets(manifest: Manifest) -> Iterator[str]:
             for key, value in (manifest.get("data") or {}).items()
             if value and _SECRET_NAME.search(key)
         )
-    yield from (f"{place} holds a key" for place, text in _texts(manifest, "") if _SECRET_VALUE.search(text))
+    for place, text in _texts(manifest, ""):
+        if _SECRET_VALUE.search(text):
+            yield f"{place} holds a key"
+        yield from (f"{place}: {name} is written out; take it from a Secret" for name in _named_keys(text))
+
+
+def _named_keys(text: str) -> Iterator[str]:
+    for found in _SECRET_LINE.finditer(text):
+        if not found["name"].upper().endswith(_NO_KEY) and found["value"].lower() not in _NOTHING:
+            yield found["name"]
 
 
 def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:

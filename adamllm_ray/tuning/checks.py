@@ -100,7 +100,7 @@ def _questions(config: RunConfig, settings: RunConfig) -> None:
     """The metric is produced, and no question is asked in both sets. Reads both once."""
     section = section_of(config)
     columns, known = set(), set()
-    for question in load_questions(settings.evaluation, config.run.seed, config.data.s3, config.data.images):
+    for question in load_questions(settings.evaluation, config.data.s3, config.data.images):
         if question.verdict is Verdict.OK:
             columns.add(question.type)
             known.add(_identity(question))

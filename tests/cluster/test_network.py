@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+import re
+import shutil
 from typing import Any
 
+import kubernetes_validate
 import pytest
 
-from tests.cluster.rendering import kept
+from adamllm_ray.submission import security
+from adamllm_ray.submission.render import render
+from tests.cluster.rendering import CLUSTER, kept, kustomize
 
 Pod = dict[str, Any]
 HOME = {"kubernetes.io/metadata.name": "adamllm"}
@@ -52,6 +57,9 @@ PODS = {
     "api": outside("192.0.2.128"),
     "internet": outside("203.0.113.9"),
     "metadata": outside("169.254.169.254"),
+    "metadata below": outside("169.254.169.252"),
+    "pod identity": outside("169.254.170.23"),
+    "sts": outside("192.0.2.200"),
 }
 ALLOWED = [
     ("head", "worker", 10001),
@@ -87,6 +95,9 @@ DENIED = [
     ("head", "internet", 443),
     ("worker", "internet", 443),
     ("worker", "metadata", 80),
+    ("head", "pod identity", 80),
+    ("head", "sts", 443),
+    ("head", "store", 9000),
     ("worker", "api", 443),
     ("worker", "neighbour", 8080),
     ("worker", "store", 22),
@@ -161,3 +172,40 @@ def test_every_policy_is_needed(policies, name):
 def test_without_the_first_policy_the_rest_leaves_doors_open(policies):
     fewer = [each for each in policies if each["metadata"]["name"] != "deny-all"]
     assert any(reaches(fewer, *way) for way in DENIED)
+
+
+@pytest.fixture(scope="module")
+def filled_in(tmp_path_factory) -> list[dict[str, Any]]:
+    """The platform with all that is commented out in site/, and a store at another port."""
+    if kustomize() is None:
+        pytest.skip("no kubectl with kustomize 5 on this machine")
+    made = shutil.copytree(CLUSTER, tmp_path_factory.mktemp("site") / "cluster")
+    file = made / "site" / "kustomization.yaml"
+    text = re.sub(r"^( *)# ((?:- |  ).*)$", r"\1\2", file.read_text(), flags=re.MULTILINE)
+    file.write_text(text.replace("port: 443", "port: 9000", 1))
+    return render(made / "platform")
+
+
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [("store", 9000), ("sts", 443), ("pod identity", 80), ("metadata below", 988), ("metadata", 80)],
+)
+def test_what_is_commented_out_in_site_opens_the_way_to_a_cloud_role(filled_in, target, port):
+    policies = [each for each in filled_in if each["kind"] == "NetworkPolicy"]
+    for source in ("head", "worker"):
+        assert reaches(policies, source, target, port)
+    assert not reaches(policies, "submitter", target, port)
+    assert not reaches(policies, "head", "store", 443)
+    assert not reaches(policies, "head", "internet", 443)
+
+
+def test_what_is_commented_out_in_site_is_right(filled_in):
+    for each in filled_in:
+        kubernetes_validate.validate(each, "1.33", strict=True)
+    assert security.findings(filled_in) == []
+    accounts = {each["metadata"]["name"]: each for each in filled_in if each["kind"] == "ServiceAccount"}
+    assert all(each["imagePullSecrets"] == [{"name": "adamllm-registry"}] for each in accounts.values())
+    assert {name for name, each in accounts.items() if "annotations" in each["metadata"]} == {
+        "adamllm-head",
+        "adamllm-worker",
+    }

@@ -52,11 +52,30 @@ def test_a_job_has_the_cluster_s_head_and_the_groups_it_uses(overlay, stage):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_lost_head_starts_the_job_again_and_a_lost_day_does_not(overlay):
+def test_a_lost_head_has_its_job_submitted_again_and_a_lost_driver_started_again(overlay):
+    """Nothing here says how long a head may be away: that is the operator's, see test_guide.py."""
     for job in jobs(overlay).values():
         assert job["spec"]["backoffLimit"] >= 1
+        assert job["spec"]["submissionMode"] == "K8sJobMode"  # its submitter waits for a head; a sidecar dies with it
         assert job["spec"]["submitterConfig"]["backoffLimit"] >= 1
         assert 0 < job["spec"]["preRunningDeadlineSeconds"] < job["spec"]["activeDeadlineSeconds"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_passed_deadline_stops_the_driver_soon(overlay):
+    """The operator only writes `Failed` and leaves jobStatus RUNNING; the job goes on until its cluster is deleted."""
+    for job in jobs(overlay).values():
+        if "deletionStrategy" not in job["spec"]:  # Kueue's: any end shuts the cluster down
+            assert job["spec"]["ttlSecondsAfterFinished"] <= 300
+            continue
+        rules = job["spec"]["deletionStrategy"]["deletionRules"]
+        lives = {
+            each["policy"]: each["condition"]["ttlSeconds"]
+            for each in rules
+            if each["condition"].get("jobDeploymentStatus") == "Failed"
+        }
+        assert lives["DeleteCluster"] <= 300
+        assert lives["DeleteSelf"] > 86400  # the submitter's pod has the log
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -110,6 +129,7 @@ def test_kueue_gets_jobs_that_it_can_start():
         assert job["spec"]["suspend"] is True
         assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]
         assert job["spec"]["shutdownAfterJobFinishes"] is True
+        assert job["spec"]["ttlSecondsAfterFinished"] <= 60  # Kueue's cluster keeps all its GPUs until then
         assert "deletionStrategy" not in job["spec"]
         for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]:
             assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]

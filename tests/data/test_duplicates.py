@@ -50,6 +50,8 @@ def test_the_index_finds_what_comparing_all_pairs_finds(
     best = min(pair for pair in near)
     wanted = (best[0], best[1].to_bytes(16, "big")) if best[0] <= distance else None
     assert index.nearest(value) == wanted
+    inside = sorted(one for one in near if one[0] <= distance)
+    assert index.near(value, 3) == [(bits, number.to_bytes(16, "big")) for bits, number in inside[:3]]
 
 
 def test_copies_are_near_and_others_are_far() -> None:

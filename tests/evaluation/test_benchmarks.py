@@ -27,6 +27,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import FingerprintMismatch, ModelError, SourceError
 from adamllm_ray.evaluation import runner
 from adamllm_ray.evaluation.fallback import TransformersEngine
+from adamllm_ray.evaluation.metrics import score
 from adamllm_ray.evaluation.tasks import load_questions
 from adamllm_ray.models.chat import Turn
 from adamllm_ray.models.checkpoint import load_vlm, resolve_model
@@ -167,6 +168,18 @@ def test_strict_scores_are_those_one_gives_by_hand(finished: Any) -> None:
     }  # fmt: skip
 
 
+def test_paper_scores_are_those_of_the_paper_s_metrics_and_not_the_strict_ones(finished: Any) -> None:
+    config, run, _ = finished
+    keys = {one.id: one for one in load_questions(config.evaluation)}
+    answered = [row for row in predictions(run) if row["verdict"] == "ok"]
+    for row in answered:
+        found = score(row["prediction"], keys[row["question_id"]], "paper")
+        assert row["score_paper"] == pytest.approx(found.value, abs=1e-6), row
+        assert row["parsed_paper"] == found.parsed
+    assert any(row["score_paper"] != row["score_strict"] for row in answered)
+    assert any(row["parsed_paper"] != row["parsed_strict"] for row in answered)
+
+
 def score_by_hand(said: str, key: Any) -> float:
     spoken, right = tokens(said), tokens(key.answer)
     if key.metric == "yes_no":
@@ -197,7 +210,8 @@ def score_by_hand(said: str, key: Any) -> float:
 
 def tokens(text: str) -> list[str]:
     numbers = dict(zip(["one", "two", "three", "four", "five"], "12345", strict=True))
-    return [numbers.get(w, w) for w in re.findall(r"\w+", text.lower()) if w not in ("a", "an", "the")]
+    found = re.findall(r"\w+", text.lower())
+    return [numbers.get(w, w) for i, w in enumerate(found, 1) if i == len(found) or w not in ("a", "an", "the")]
 
 
 def holds(text: list[str], name: list[str]) -> bool:

@@ -22,7 +22,6 @@ from adamllm_ray.errors import ConfigError, RowAccountingError, SourceError, Sto
 from adamllm_ray.evaluation.compare import Arm, compare, left_out
 from adamllm_ray.evaluation.intervals import mcnemar_exact, wilson_interval
 
-pytest_plugins = ("tests.data.conftest",)
 GROUPS = {("slake", "open"): 60, ("slake", "closed"): 80, ("recipe1m", "open"): 40}
 
 

@@ -117,6 +117,7 @@ def test_only_the_guilty_row_is_refused(tiny_vlm: Path) -> None:
     assert answers[0].token_ids == generated(engine, [first])[0].token_ids
     assert answers[1].too_long
     assert answers[1].token_ids == []
+    assert not answers[2].too_long
     assert "placeholder" in str(answers[2].error)
 
 

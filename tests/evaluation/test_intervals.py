@@ -27,6 +27,14 @@ GRADED = {  # values and their probabilities
     "rouge": (np.linspace(0, 0.8, 17), stats.beta(4, 12).pdf(np.linspace(0, 0.8, 17))),
     "mean of 3 seeds": ((0, 1 / 3, 2 / 3, 1), (0.35, 0.15, 0.15, 0.35)),
 }
+NEARLY_CONSTANT = {  # the usual score, and what the few others are
+    "0, some half": (0, (0.5,)),
+    "0, few of them whole": (0, (0.1, 0.1, 0.1, 0.25, 0.25, 0.5, 1)),
+    "1, some half": (1, (0.5,)),
+    "1, few of them 0": (1, (0.9, 0.9, 0.9, 0)),
+    "half, both sides": (0.5, (0, 1)),
+}
+CHANGES = {"all up": (0.25,), "all up by one": (1,), "both ways": (0.5, -0.5), "more up": (1, 1, 1, -0.5)}
 
 
 def _drawn(name, n, rng):
@@ -74,6 +82,72 @@ def test_intervals_of_graded_scores_cover_at_least_95_percent(name, n):
     assert covered <= 0.98 + _error(0.98, times)  # at n = 30 it errs to the wide side, by up to 3 %
 
 
+def _nearly_constant(usual, others, n, many, rng):
+    """n scores, on average so many of them not the usual one; with the mean of all such scores."""
+    share, others = many / n, np.asarray(others, dtype=float)
+    scores = np.where(rng.random(n) < share, rng.choice(others, n), usual)
+    return scores, usual + share * (others.mean() - usual)
+
+
+@pytest.mark.parametrize("n", [50, 1000])
+@pytest.mark.parametrize("many", [1, 3, 10])
+@pytest.mark.parametrize("name", NEARLY_CONSTANT)
+def test_intervals_of_nearly_constant_scores_cover(name, many, n):
+    """Resamples often have none of the scores that differ: the interval is neither 0..1 for it, nor too narrow."""
+    rng, times, covered = np.random.default_rng(n), 400, 0
+    for i in range(times):
+        scores, truth = _nearly_constant(*NEARLY_CONSTANT[name], n, many, rng)
+        one = mean_interval(scores, samples=200, seed=i)
+        covered += one.lo <= truth <= one.hi
+        assert one.hi - one.lo < 2 * (many + 25) / n
+    assert covered / times >= 0.93 - _error(0.93, times)
+
+
+@pytest.mark.parametrize("n", [50, 1000])
+@pytest.mark.parametrize("many", [1, 3, 10])
+@pytest.mark.parametrize("name", CHANGES)
+def test_differences_of_few_questions_cover_and_raise_no_false_alarm(name, many, n):
+    rng, times, covered, alarms = np.random.default_rng(n), 400, 0, 0
+    for i in range(times):
+        gains, truth = _nearly_constant(0, CHANGES[name], n, many, rng)
+        before = np.where(gains < 0, -gains, np.where(gains == 0, 0.7, 0.0))
+        one = paired_difference(before, before + gains, samples=200, seed=i)
+        covered += one.lo <= truth <= one.hi
+        alarms += one.p < 0.05
+        assert one.hi - one.lo < 2 * (many + 25) / n
+        assert (one.p < 0.05) == (not one.lo <= 0 <= one.hi) or abs(one.p - 0.05) < 0.01
+    assert covered / times >= 0.93 - _error(0.93, times)
+    assert name != "both ways" or alarms / times <= 0.05
+
+
+def test_an_average_with_small_columns_that_hardly_change_covers():
+    """Two columns of 30 questions, of which one or none changes, beside one of 1,000: the small ones matter most."""
+    rng, times, covered, wide = np.random.default_rng(3), 400, 0, 0
+    for i in range(times):
+        small = [_nearly_constant(0, (1,), 30, 1, rng)[0] for _ in range(2)]
+        pairs = [(np.where(gain == 0, 0.7, 0.0), np.where(gain == 0, 0.7, gain)) for gain in small]
+        before = (rng.random(1000) < 0.6) * 1.0
+        pairs.append((before, np.where(rng.random(1000) < 0.9, before, 1.0)))
+        one = average_difference(pairs, samples=200, seed=i)
+        covered += one.lo <= (2 / 30 + 0.04) / 3 <= one.hi
+        wide += one.hi - one.lo > 0.2
+    assert covered / times >= 0.93 - _error(0.93, times)
+    assert wide == 0
+
+
+def test_few_scores_that_differ_by_hand():
+    """Two questions more, as far off as can be: error sqrt(n var + 2) / (n + 2), of which 1.96."""
+    found = mean_interval(np.r_[0.5, np.zeros(999)])
+    half = 1.959964 * math.sqrt(0.25 * 0.999 + 2) / 1002
+    assert (found.value, found.lo, found.hi) == pytest.approx((0.0005, 0, 0.0005 + half))
+    base = np.full(500, 0.25)
+    told = paired_difference(base, np.r_[0.5, 0.5, 0.5, base[3:]])
+    half = 1.959964 * math.sqrt(3 / 16 - 500 * 0.0015**2 + 2) / 502
+    assert (told.lo, told.hi) == pytest.approx((0.0015 - half, 0.0015 + half))
+    assert told.p == pytest.approx(2 * stats.norm.sf(0.0015 / (half / 1.959964)))
+    assert (mean_interval([0.5] * 98).hi - 0.5) == pytest.approx(1.959964 * math.sqrt(0.5) / 100)
+
+
 @pytest.mark.parametrize("n", SIZES)
 def test_average_over_tasks_of_both_kinds_covers(n):
     rng, times, shares = np.random.default_rng(n), 500, (0.95, 0.6, 0.3)
@@ -98,16 +172,27 @@ def test_mcnemar_raises_at_most_5_percent_false_alarms_and_its_interval_covers(n
     rng, times = np.random.default_rng(n), 3000
     found = [paired_difference(*_alike(lambda n, r: (r.random(n) < 0.6) * 1.0, n, rng)) for _ in range(times)]
     assert {one.test for one in found} == {"exact McNemar"}
-    assert np.mean([one.p < 0.05 for one in found]) <= 0.05  # conservative: 2 to 4 %
+    expected = float(stats.binom(n, 0.5 * 0.48).pmf(range(n + 1)) @ [_alarms(total) for total in range(n + 1)])
+    assert 0.015 < expected <= 0.05  # conservative, the more so with few questions
+    assert np.mean([one.p < 0.05 for one in found]) == pytest.approx(expected, abs=_error(expected, times))
     assert np.mean([one.lo <= 0 <= one.hi for one in found]) >= 0.95 - _error(0.95, times)
 
 
-def test_mcnemar_is_conservative_exactly():
-    for total in (1, 5, 10, 35, 80):
+def _alarms(total):
+    """How often the exact test of a fair coin says p < 0.05, by scipy."""
+    k = np.arange(total + 1)
+    p = np.minimum(1, 2 * stats.binom(total, 0.5).cdf(np.minimum(k, total - k)))
+    return float(stats.binom(total, 0.5).pmf(range(total + 1)) @ (p < 0.05))
+
+
+def test_mcnemar_is_conservative_exactly_and_no_more_than_it_must():
+    for total in (1, 5, 6, 10, 35, 80):
         p = np.array(
             [mcnemar_exact([1] * k + [0] * (total - k), [0] * k + [1] * (total - k)) for k in range(total + 1)]
         )
-        assert stats.binom(total, 0.5).pmf(range(total + 1)) @ (p < 0.05) <= 0.05
+        rate = stats.binom(total, 0.5).pmf(range(total + 1)) @ (p < 0.05)
+        assert rate == pytest.approx(_alarms(total))
+        assert (0.02 if total > 5 else -1) < rate <= 0.05
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -216,10 +301,11 @@ def test_what_has_no_interval_is_refused():
 
 
 def test_differences_without_spread():
-    same = paired_difference([0.5] * 9, [0.5] * 9)
-    assert (same.value, same.lo, same.hi, same.p) == (0, 0, 0, 1.0)
-    shifted = paired_difference([0.25] * 9, [0.5] * 9)
-    assert (shifted.value, shifted.lo, shifted.p) == (0.25, 0.25, 2 / 2**9)
+    same = paired_difference([0.5] * 98, [0.5] * 98)
+    assert (same.value, same.p) == (0, 1.0)
+    assert same.hi == -same.lo == pytest.approx(1.959964 * math.sqrt(2) / 100)  # as for 0/1 scores that all agree
+    shifted = paired_difference([0.25] * 98, [0.5] * 98)
+    assert (shifted.value, shifted.lo, shifted.p) == (0.25, pytest.approx(0.25 - 1.25 * same.hi), 2 / 2**98)
     assert shifted.test == "sign test"
     alike = paired_difference([1, 0, 1], [1, 0, 1])
     assert alike.p == 1.0

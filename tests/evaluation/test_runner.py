@@ -1,5 +1,6 @@
 """The evaluate stage on a tiny model with random weights, in real vLLM under real Ray."""
 
+import contextlib
 import io
 import json
 import shutil
@@ -14,7 +15,7 @@ from adamllm_ray.config import EvaluationSection, parse_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError, ModelError, SourceError, TooManyFailures
 from adamllm_ray.evaluation import answers, runner
-from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore
+from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore, QuestionStore
 from adamllm_ray.evaluation.tasks import Question
 
 QUESTIONS = 10
@@ -163,6 +164,51 @@ def test_engine_that_refuses_too_much_stops_the_stage(finished, tmp_path, tiny_v
     monkeypatch.setattr(runner, "answer", lambda *_: iter([("base", tables)]))
     with pytest.raises(TooManyFailures, match="out of patience"):
         runner.evaluate(other, run)
+
+
+@pytest.mark.parametrize("verdict", ["prompt_too_long", "engine_error"])
+def test_a_model_that_was_refused_too_much_is_so_at_every_attempt(tmp_path, monkeypatch, verdict):
+    """A prompt that is too long is not asked again, so at the second attempt nothing is left to ask of this model."""
+    config = _config(tmp_path, "pocket:base", "pocket")
+    stage = RunFolder(config.run.output).stage("evaluate")
+    stage.begin({"x": 1})
+    questions = QuestionStore(stage)
+    questions.fill(Question(f"q{i}", b"x", "?", "yes", "t", "closed") for i in range(20))
+    contestants = [answers.Contestant(name, "folder") for name in ("base", "adapted")]
+    asked = []
+
+    def refuse(groups, settled, waiting, config, maker):
+        for one in waiting:
+            asked.append(one.name)
+            rows = [
+                dict.fromkeys(ANSWER_SCHEMA.names[:9], "x") | {"question_id": f"q{i}", "verdict": verdict}
+                for i in range(20)
+            ]
+            yield one.name, answers.pa.Table.from_pylist(rows, schema=ANSWER_SCHEMA)
+
+    monkeypatch.setattr(runner, "answer", refuse)
+    monkeypatch.setattr(runner, "ray_session", contextlib.nullcontext)
+    for _ in range(3):
+        stores = {one.name: AnswerStore(stage, one.name) for one in contestants}
+        with pytest.raises(TooManyFailures, match="the base model's engine refused 20 of 20"):
+            runner._ask(questions, stores, contestants, config, 20, None)
+    assert asked == ["base"] * (1 if verdict == "prompt_too_long" else 3)
+
+
+def test_a_limit_asks_runs_of_other_seeds_the_same_questions(tmp_path):
+    rows = [{"id": f"q{i}", "image": "0.png", "question": f"{i}?", "answer": "yes"} for i in range(60)]
+    (tmp_path / "0.png").write_bytes(_png(0))
+    (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    asked = []
+    for seed in (0, 1):
+        config = _config(tmp_path, "pocket:base", tmp_path / "task.jsonl", limit=7)
+        config = config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
+        stage = RunFolder(str(tmp_path / f"run-{seed}")).stage("evaluate")
+        stage.begin({"x": 1})
+        store = QuestionStore(stage)
+        assert runner._fill(store, config) == 7
+        asked.append({one.id for one in store.questions()})
+    assert asked[0] == asked[1]
 
 
 def test_refused_question_is_a_wrong_answer():

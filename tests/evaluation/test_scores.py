@@ -49,6 +49,24 @@ def test_models_asked_different_questions_are_not_compared():
         summarise(_rows("base", [1, 0], "a") + _rows("adapted", [1], "a"))
 
 
+def test_cells_say_which_questions_they_are_about():
+    def cells(scores, start, *, turned=False):
+        rows = _rows("base", scores, "a", start) + _rows("adapted", scores, "a", start)
+        rows += _rows("base", [1], "b", 50) + _rows("adapted", [1], "b", 50)
+        return summarise(rows[::-1] if turned else rows, samples=50)
+
+    def digest(scores, column="a", model="base"):
+        part = scores["models"][model]
+        return (part["types"][column] if column in part["types"] else part[column])["questions_digest"]
+
+    one, others, fewer = cells([1, 0, 0], 0), cells([1, 0, 0], 1), cells([1, 0, None], 0)
+    assert digest(one) == digest(cells([0, 0, 1], 0, turned=True)) == digest(one, model="adapted")
+    assert digest(one) == digest(one["paper"])
+    assert len({digest(one), digest(others), digest(fewer), digest(one, "b"), digest(one, "overall")}) == 5
+    assert digest(one, "b") == digest(others, "b")
+    assert digest(one, "average") == digest(one, "overall")
+
+
 def test_unparsable_is_counted_per_mode():
     rows = _rows("base", [0, 1], "a") + _rows("adapted", [1, 1], "a")
     rows[0] |= {"parsed_strict": False}

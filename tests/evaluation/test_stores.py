@@ -85,6 +85,16 @@ def test_many_answers_do_not_wait_for_a_flush(stage):
     assert len(AnswerStore(stage, "base").settled) == stores.FLUSH_ROWS
 
 
+def test_few_answers_do_not_wait_for_long(stage, monkeypatch):
+    """A driver that dies has then lost what came since the last write, however slowly answers come."""
+    store = AnswerStore(stage, "base")
+    store.add(_answers("a"))
+    assert AnswerStore(stage, "base").settled == set()
+    monkeypatch.setattr(stores, "FLUSH_S", 0.0)
+    store.add(_answers("b"))
+    assert AnswerStore(stage, "base").settled == {"a", "b"}
+
+
 def test_what_the_engine_refused_is_asked_again_and_the_later_answer_counts(stage):
     first = AnswerStore(stage, "base")
     first.add(_answers("a", "b", verdict="engine_error", prediction=""))

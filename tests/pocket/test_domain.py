@@ -1,10 +1,17 @@
 """The satellite domain: regions apart, gold answers right, the same rows every time."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
-from adamllm_ray.pocket import chips, domain, language
+from adamllm_ray.config import load_config, parse_config
+from adamllm_ray.errors import ConfigError
+from adamllm_ray.evaluation import runner
+from adamllm_ray.evaluation.tasks import describe, load_questions
+from adamllm_ray.pocket import chips, curriculum, domain, language
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +70,26 @@ def test_questions_are_balanced_and_answerable():
     assert all(question.answer in question.choices for question in questions)
     closed = [question.answer for question in questions if question.type.endswith("yes/no")]
     assert closed.count("yes") == closed.count("no")
+
+
+@pytest.mark.timeout(120)
+def test_general_questions_are_a_task_beside_the_domain():
+    """As the quickstart asks them: about pictures that no model was trained on, in columns of their own."""
+    config = load_config(ROOT / "jobs" / "configs" / "quickstart.yaml", ["evaluation.limit=30"])
+    [_, general] = config.evaluation.asked
+    assert (general.general, general.task.name, general.task.limit) == (True, "pocket_general", 200)
+    assert runner._task_fingerprint(general, config)["questions"]
+    assert describe(general, config.evaluation)["split"] == "all rows"
+    asked = list(load_questions(config.evaluation))
+    of_task = {name: [one for one in asked if one.task == name] for name in ("pocket", "pocket_general")}
+    assert [len(found) for found in of_task.values()] == [30, 200]
+    assert len({one.id for one in asked}) == 230
+    assert {one.type for one in of_task["pocket"]} <= {*domain.NAMES.values()} | {
+        f"{n}, yes/no" for n in domain.NAMES.values()
+    }
+    assert all(one.type.startswith("pocket_general: ") for one in of_task["pocket_general"])
+    assert all(one.answer and one.question and one.max_new_tokens == 48 for one in of_task["pocket_general"])
+    trained = {curriculum.picture(number)[0] for number in range(20)}
+    assert not trained & {one.image for one in of_task["pocket_general"]}
+    with pytest.raises(ConfigError, match="'pocket_general' ships with the package"):
+        parse_config({"evaluation": {"task": "pocket", "general": [{"name": "pocket_general", "path": "x"}]}})

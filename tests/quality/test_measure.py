@@ -32,6 +32,16 @@ def test_profile_is_kept_and_made_again_for_other_labels(config, filled, tmp_pat
         profile(parse_config(settings), filled)
 
 
+@pytest.mark.parametrize("right", ["false", "no", 0, 1, None, [True]])
+def test_a_label_that_is_no_boolean_is_refused(config, filled, tmp_path, right):
+    labels = tmp_path / "labels.jsonl"
+    rows = [{"id": "a", "right": True}, {"id": "b", "right": right}]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = config.model_dump(mode="json") | {"report": {"labels": str(labels)}}
+    with pytest.raises(SourceError, match=r"report\.labels: row 2 of .*write true or false"):
+        profile(parse_config(settings), filled)
+
+
 def test_the_pocket_domain_labels_itself(config, run):
     facts = json.dumps({"facts": [["side", "water", "left"]]})
     asked = {

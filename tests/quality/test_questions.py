@@ -4,7 +4,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from adamllm_ray.quality.questions import KnownQuestions, entropy, normal, opening, question_type, words_of
+from adamllm_ray.quality.questions import (
+    KnownQuestions,
+    bare,
+    entropy,
+    normal,
+    opening,
+    question_type,
+    stands_in,
+    words_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +39,33 @@ from adamllm_ray.quality.questions import KnownQuestions, entropy, normal, openi
 )
 def test_types_follow_from_the_opening(text, kind):
     assert question_type(text) == kind
+
+
+PMC = "Question: Which organ is shown in the image? The choices are: A: Lung B: Heart C: Liver D: Kidney"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question"),
+    [
+        (PMC, "Which organ is shown in the image?"),
+        ("Q: What is it?\nOptions: (a) a cat (b) a dog", "What is it?"),
+        ("Which organ? A: liver B: lung C: heart", "Which organ?"),
+        ("What dish is it? 1. rice 2. soup", "What dish is it?"),
+        ("Is the heart enlarged?", "Is the heart enlarged?"),
+        ("A: the left one or B: the right one?", "A: the left one or B: the right one?"),
+        ("Question: ", ""),
+    ],
+)
+def test_a_template_around_a_question_is_taken_off(prompt, question):
+    assert bare(prompt).strip() == question
+
+
+def test_a_question_stands_in_its_prompt():
+    prompt = "Look closely. Which organ is shown in the image? Answer with one word."
+    assert stands_in("Which organ is shown?", prompt)
+    assert not stands_in("Which organ is it?", prompt)
+    assert not stands_in("in the image", prompt)  # too little to say anything
+    assert not stands_in("organ is shown in the imag", prompt)
 
 
 def test_normal_form_ignores_case_space_punctuation_and_compatibility():

@@ -88,7 +88,10 @@ def _scores() -> dict:
                     {
                         "question_id": key,
                         "model": model,
+                        "task": "pocket",
                         "type": name,
+                        "metric": "auto",
+                        "verdict": "ok",
                         "score_strict": int(right),
                         "parsed_strict": parsed,
                         "score_paper": int(right),
@@ -97,7 +100,8 @@ def _scores() -> dict:
                 )
     of_modes = {"strict": values, "paper": values}
     baselines = [Baseline("majority", "train", {}, of_modes), Baseline("colour", "train", {}, of_modes)]
-    return summarise(rows, baselines)
+    about = {"title": "pocket", "general": False, "split": "all rows", "protocol": "zero-shot, at most 48 tokens"}
+    return summarise(rows, baselines, tasks={"pocket": about})
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from PIL import Image
 from adamllm_ray.config import parse_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.report.build import build_report
-from tests.data.conftest import local_bucket
+from tests.buckets import local_bucket
 from tests.report.conftest import HOSTILE, fill_run, made_up_row
 
 pytestmark = pytest.mark.timeout(300)

@@ -1,4 +1,5 @@
 import base64
+import copy
 import hashlib
 import re
 from collections import Counter
@@ -11,8 +12,11 @@ import pytest
 from adamllm_ray.config import parse_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError
+from adamllm_ray.evaluation.metrics import METRICS
+from adamllm_ray.evaluation.scores import summarise
 from adamllm_ray.report.build import build_report
 from adamllm_ray.report.gallery import clip, gallery
+from adamllm_ray.report.scoring import score_tables
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -72,6 +76,7 @@ def test_page_says_what_happened(config, full_run):
     text = " ".join("".join(_Page(_build(config, full_run)).text).split())
     assert "Post-training helped" in text
     assert "base model right" in text
+    assert "95 % interval (Wilson for right-or-wrong answers, bootstrap-t for graded ones, 2" in text
     for heading in (
         "Scores",
         "Where the rows went",
@@ -147,6 +152,84 @@ def test_other_score_sets_ablations_and_tasks_are_shown(config, full_run, tmp_pa
     settings["report"] = {"ablations": {"none": str(tmp_path / "nothing")}}
     with pytest.raises(ConfigError, match=r"report\.ablations\.none"):
         _build(parse_config(settings), full_run)
+
+
+def test_protocol_split_denominator_and_metrics_are_in_the_page(config, full_run):
+    about = {"title": "SLAKE", "protocol": "zero-shot, at most 9 tokens", "split": "test", "general": False}
+    about["paper_rows"] = {"SLAKE open": 645, "SLAKE closed": 416}
+    rows = [
+        {"question_id": f"slake/{i}", "model": model, "task": "slake", "type": "SLAKE open", "metric": "recall"}
+        | {"verdict": verdict, "score_strict": value, "parsed_strict": True, "score_paper": value, "parsed_paper": True}
+        for model in ("base", "adapted")
+        for i, (value, verdict) in enumerate([(0.5, "ok"), (1.0, "ok"), (None, "row_unreadable")])
+    ]
+    scores = summarise(rows, tasks={"slake": about}, samples=50)
+    full_run.stage("evaluate").finish(
+        rows_in=6, verdicts={"ok": 4, "row_unreadable": 2}, extra={"scores": scores}, seconds=1
+    )
+    text = " ".join("".join(_Page(_build(config, full_run)).text).split())
+    assert "base model's score" in text
+    for words in (
+        "at most 9 tokens",
+        "why unusable",
+        "1 malformed",
+        "SLAKE open 645, SLAKE closed 416",
+        "rows in the paper",
+    ):
+        assert words in text
+    assert "slake: n = 2 of 3 rows, 1 malformed." in text
+    for mode in ("strict", "paper"):
+        assert METRICS["recall"].protocol[mode] in text
+
+
+def test_the_adapted_model_is_the_one_that_was_scored(config, full_run):
+    assert ("adapted", "train/model") in _rows_of(_build(config, full_run))
+    settings = config.model_dump(mode="json")
+    settings["models"]["adapted"] = "/models/other-adapter"
+    evaluate = full_run.stage("evaluate")
+    full_run.fs.delete_dir(evaluate.path)
+    assert ("adapted", "/models/other-adapter") in _rows_of(_build(parse_config(settings), full_run))
+    evaluate.begin({"x": 1})
+    models = {"base": "pocket:base", "adapted": "/models/scored"}
+    evaluate.finish(rows_in=1, verdicts={"ok": 1}, extra={"models": models}, seconds=1)
+    assert ("adapted", "/models/scored") in _rows_of(_build(parse_config(settings), full_run))
+
+
+def _rows_of(html):
+    return re.findall(r"<tr><td>([^<]*)</td><td><code>([^<]*)</code></td></tr>", html)
+
+
+def _digested(scores, digest):
+    """The scores with the digest of the questions in each cell; None as an earlier version wrote them."""
+    found = copy.deepcopy(scores)
+    for model in found["models"].values():
+        for cell in (*model["types"].values(), model["overall"], model["average"]):
+            cell.pop("questions_digest", None)
+            if digest is not None:
+                cell["questions_digest"] = digest
+    return found
+
+
+def test_columns_of_other_runs_are_about_the_same_questions(config, full_run):
+    scores = full_run.stage("evaluate").manifest().extra["scores"]
+    mine, fewer = _digested(scores, "a"), _digested(scores, "a")
+    fewer["models"]["adapted"]["types"]["island"]["n"] -= 1
+    others = {"same": mine, "others": _digested(scores, "b"), "old": _digested(scores, None), "fewer": fewer}
+    table = score_tables(mine, others)[0]
+    shown = [[cell is not None for cell in row.cells] for row in table.rows]
+    island = [row.label for row in table.rows].index("island")
+    assert shown[0] == [True, True, True, False, True, True]
+    assert shown[island] == [True, True, True, False, True, False]
+    assert table.models == ["base", "adapted", "same", "others", "old", "fewer"]
+    assert table.remarks == [
+        "others was asked other questions in 8 of 8 rows: no figure there.",
+        "Whether old was asked the same questions cannot be told: an earlier version evaluated it or this run.",
+        "fewer was asked other questions in 1 of 8 rows: no figure there.",
+    ]
+    assert [len(score_tables(_digested(scores, None), {"x": one})[0].remarks) for one in (mine, others["old"])] == [
+        1,
+        1,
+    ]
 
 
 def test_presigned_thumbnails_need_s3(config, full_run):

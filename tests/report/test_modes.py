@@ -32,8 +32,11 @@ def printed(found: dict[str, Any]) -> str:
     return console.export_text()
 
 
-def test_a_single_task_of_ones_own_needs_no_second_table() -> None:
-    assert printed(scores("own")) == ""
+def test_a_single_task_of_ones_own_has_both_modes_and_its_line() -> None:
+    lines = printed(scores("own")).splitlines()
+    [row] = [line for line in lines if line.strip().startswith("own open")]
+    assert row.split()[2:] == ["2", "50.0", "50.0", "0/0", "25.0", "37.5", "2/2"]
+    assert lines[-1] == "own: n = 2 of 3 rows, 1 malformed; split: test; zero-shot"
     assert printed({"types": []}) == ""
 
 
@@ -41,8 +44,10 @@ def test_both_modes_denominators_and_what_is_general() -> None:
     text = printed(scores("slake", "everyday", general="everyday"))
     [slake] = [line for line in text.splitlines() if line.startswith(" slake open") or line.startswith("slake open")]
     assert slake.split()[2:] == ["2", "50.0", "50.0", "0/0", "25.0", "37.5", "2/2"]
-    assert "general, not domain: everyday open" in text
-    assert "slake: 3 rows, 2 scored, 1 unusable (row_unreadable 1); split: test; zero-shot" in text
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[lines.index("general, not domain:") + 1].startswith("everyday open")
+    assert "slake: n = 2 of 3 rows, 1 malformed; split: test; zero-shot" in text
+    assert "everyday, general: n = 2 of 3 rows" in text
 
 
 def test_the_paper_s_number_of_rows_is_said_where_it_differs() -> None:

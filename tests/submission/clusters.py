@@ -46,6 +46,7 @@ class Cluster:
     token: str = field(default_factory=lambda: secrets.token_hex(32))
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     logs: list[Path] = field(default_factory=list)
+    agents: list[int] = field(default_factory=list)  # of each node, the port of its agent, which takes jobs as well
 
     def start(self) -> None:
         """Start all nodes and wait for the job API."""
@@ -64,6 +65,16 @@ class Cluster:
     def add(self) -> None:
         """Start one more worker node, without waiting for it."""
         self._node([f"--address={self.host}:{self.port}", f"--num-cpus={self.cpus}"])
+
+    def replace(self) -> None:
+        """Start a worker node in the place of a lost one, and wait until all of it is there.
+
+        Nodes on one machine share Ray's session folder. A job that is submitted while a node starts has its working
+        folder taken away (`import torch` then says that it cannot load itself): on machines of their own it is not so.
+        """
+        self.add()
+        self._wait(1 + self.workers)
+        self.wait_for_agent(len(self.nodes) - 1)
 
     @property
     def host(self) -> str:
@@ -84,14 +95,26 @@ class Cluster:
         """Environment of whoever may use it."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token_file)}
 
-    def get(self, path: str, method: str = "GET", **headers: str) -> int:
-        """Status of a request to the dashboard."""
-        request = urllib.request.Request(f"{self.address}{path}", method=method, headers=headers)
+    def get(self, path: str, method: str = "GET", *, agent: int | None = None, **headers: str) -> int:
+        """Status of a request to the dashboard, or to the agent of a node that is on the head's address."""
+        address = self.address if agent is None else f"http://{self.host}:{self.agents[agent]}"
+        request = urllib.request.Request(f"{address}{path}", method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
+
+    def wait_for_agent(self, node: int) -> None:
+        """A node counts as alive before its agent listens."""
+        host = self.network.address(2 + node) if self.network else self.host
+        stop = time.monotonic() + START_S
+        while time.monotonic() < stop:
+            with socket.socket() as probe:
+                if probe.connect_ex((host, self.agents[node])) == 0:
+                    return
+            time.sleep(0.3)
+        raise AssertionError(f"no agent at {host}:{self.agents[node]} in {START_S:.0f} s")
 
     def lose(self, node: int) -> None:
         """SIGKILL to everything of a node at one blow: `ray start`, its raylet and all workers."""
@@ -115,9 +138,10 @@ class Cluster:
         # ten seconds: longer than Ray by itself goes on asking the replicas of a lost node
         environment |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10"}
         self.logs.append(self.folder / f"{name}.log")
+        self.agents.append(free_port())
         with self.logs[-1].open("wb") as log:
             made = subprocess.Popen(
-                [*command, f"--object-store-memory={MEMORY}", "--dashboard-agent-listen-port=0"],
+                [*command, f"--object-store-memory={MEMORY}", f"--dashboard-agent-listen-port={self.agents[-1]}"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,

@@ -19,7 +19,7 @@ import pytest
 from adamllm_ray.data import storage
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.synthesis.watch import committed_rows
-from tests.data.conftest import local_bucket
+from tests.buckets import local_bucket
 from tests.processes import everybody, words_of
 from tests.submission.clusters import ROOT, Cluster
 from tests.submission.networks import Network, network

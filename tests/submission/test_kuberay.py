@@ -46,6 +46,9 @@ JOB: dict[str, tuple[dict[str, Any], str]] = {
         {"spec.clusterSelector": {"ray.io/cluster": "c"}, "spec.submissionMode": "SidecarMode"},
         "SidecarMode does not go with clusterSelector",
     ),
+    "selector of nothing": ({"spec.clusterSelector": {"a": "b"}}, "names no cluster"),
+    "no YAML": ({"spec.runtimeEnvYAML": "env_vars: {a"}, "runtimeEnvYAML: is no YAML"),
+    "YAML of another kind": ({"spec.runtimeEnvYAML": "- a"}, "or no mapping"),
     "interactive retries": ({"spec.submissionMode": "InteractiveMode"}, "not in InteractiveMode"),
     "sidecar with submitter": ({"spec.submissionMode": "SidecarMode"}, "submitterPodTemplate: not in SidecarMode"),
     "sidecar restarts": (
@@ -149,6 +152,11 @@ CLUSTER: dict[str, tuple[dict[str, Any], str]] = {
     "redis unsaid": (
         {f"{HEAD}.template.spec.containers.0.env": [{"name": "RAY_REDIS_ADDRESS", "value": "r:6379"}]},
         "needs gcsFaultToleranceOptions",
+    ),
+    "user of redis": ({f"{HEAD}.rayStartParams.redis-username": "me"}, "gcsFaultToleranceOptions.redisUsername"),
+    "user of redis by hand": (
+        {f"{HEAD}.template.spec.containers.0.env": [{"name": "REDIS_USERNAME", "value": "me"}]},
+        "gcsFaultToleranceOptions.redisUsername",
     ),
     "gated policy": ({"spec.networkPolicy": {"mode": "DenyAll"}}, "RayClusterNetworkPolicy"),
     "gated TLS": ({"spec.tlsOptions": {"enabled": True}}, "RayClusterMTLS"),

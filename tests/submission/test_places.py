@@ -6,15 +6,18 @@ import pytest
 
 from adamllm_ray.config import RunConfig, parse_config
 from adamllm_ray.errors import ConfigError
-from adamllm_ray.submission.places import STAGES, refuse_local
+from adamllm_ray.submission.places import STAGES, refuse_hub, refuse_local
 
 REMOTE: dict[str, Any] = {
     "run": {"output": "s3://b/run"},
     "data": {"path": "s3://b/pairs.json", "image_folder": "s3://b/images"},
-    "models": {"base": "s3://b/base", "synthesizer": f"org/name@{'a' * 40}", "judge": "pocket:judge"},
+    "models": {"base": "s3://b/base", "synthesizer": "s3://b/synthesizer", "judge": "pocket:judge"},
     "mixture": {"replay": [{"name": "general", "path": "s3://b/replay.json", "weight": 0.1}]},
     "evaluation": {"task": "s3://b/test.parquet"},
 }
+
+
+HUB = f"org/name@{'a' * 40}"
 
 
 def config(**changed: Any) -> RunConfig:
@@ -32,6 +35,7 @@ def config(**changed: Any) -> RunConfig:
 def test_what_travels_is_let_through(job):
     refuse_local(job, config())
     refuse_local(job, config(data__format="pocket", data__path="", evaluation__task="pocket"))
+    refuse_local(job, config(models__synthesizer=HUB, models__base=HUB))  # a Ray cluster may reach a hub
 
 
 @pytest.mark.parametrize(
@@ -78,3 +82,29 @@ def test_what_every_node_has():
         refuse_local("train", config(run__output="shared/x"), ["/shared"])
     with pytest.raises(ConfigError, match=r"run\.output"):
         refuse_local("train", config(run__output="/shared-not/x"), ["/shared"])
+
+
+def pods(*environments: dict[str, str]) -> dict[str, Any]:
+    """A cluster whose head and groups have these environments."""
+    head, *workers = [
+        {"template": {"spec": {"containers": [{"env": [{"name": key, "value": each[key]} for key in each]}]}}}
+        for each in environments
+    ]
+    return {"headGroupSpec": head, "workerGroupSpecs": workers}
+
+
+OFFLINE, MIRROR = {"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "https://hub.internal"}
+
+
+@pytest.mark.parametrize(
+    ("field", "stage"),
+    [("synthesizer", "synthesize"), ("judge", "synthesize"), ("base", "train"), ("base", "evaluate")],
+)
+def test_a_model_of_the_hub_is_out_of_reach_of_pods(field, stage):
+    wanted = config(**{f"models__{field}": HUB})
+    for job in (stage, "pipeline"):
+        for cluster in (pods(OFFLINE, OFFLINE), pods(MIRROR, OFFLINE), pods(MIRROR, MIRROR | OFFLINE), pods({}, {})):
+            with pytest.raises(ConfigError, match=rf"(?s)  models\.{field}: 'org/name@a+' .*; give s3://.*HF_ENDPOINT"):
+                refuse_hub(job, wanted, cluster)
+        refuse_hub(job, wanted, pods(MIRROR, MIRROR))
+        refuse_hub(job, config(), pods(OFFLINE, OFFLINE))

@@ -86,6 +86,15 @@ def test_the_dashboard_asks_for_the_token(first, method, path):
     assert first.get(path, method, Authorization="Bearer " + "0" * 64) == 403
 
 
+@pytest.mark.parametrize("node", [0, 1])
+@pytest.mark.parametrize("path", ["/api/job_agent/jobs/", "/api/job_agent/jobs/x/stop"])
+def test_the_agent_of_every_node_asks_for_it(first, node, path):
+    """It takes jobs as the dashboard does, at a port of its own (52365 by default)."""
+    first.wait_for_agent(node)
+    assert first.get(path, "POST", agent=node) == 401
+    assert first.get(path, "POST", agent=node, Authorization="Bearer " + "0" * 64) == 403
+
+
 def test_with_the_token_it_answers(first):
     for path in ("/api/version", "/api/jobs/", "/nodes?view=summary"):
         assert first.get(path, Authorization=f"Bearer {first.token}") == 200
@@ -166,7 +175,7 @@ def test_its_nodes_have_networks_of_their_own(world, second):
 
 
 def test_training_goes_on_after_a_kill_of_its_driver(world, second):
-    second.add()  # in the place of the lost node
+    second.replace()
     job = world.submit("train", second)
     job.wait_until(lambda: any(name.endswith("/complete.json") for name in world.names()))
     kill_driver(job)

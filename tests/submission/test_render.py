@@ -79,10 +79,29 @@ def test_a_name_that_kuberay_takes_and_nobody_had(run, job):
     assert len(names) == 20
     for name in names:
         assert f"-{job}-" in name
-        assert (
-            kuberay.findings({"kind": "RayJob", "metadata": {"name": name}, "spec": {"clusterSelector": {"a": "b"}}})
-            == []
-        )
+        spec = {"clusterSelector": {"ray.io/cluster": "c"}}
+        assert kuberay.findings({"kind": "RayJob", "metadata": {"name": name}, "spec": spec}) == []
+
+
+@pytest.mark.parametrize("run", ["a" * 64, "a" * 62 + "-b", "a.-_" * 16, "x"])
+def test_a_label_that_kubernetes_takes(run):
+    made = render.run_objects(
+        "train", parse_config({**REMOTE, "run": {"name": run, "output": "s3://b/run"}}), kept()["gpu-h100"]
+    )
+    render.refuse_broken(made)
+    for each in made:
+        label = each["metadata"]["labels"]["adamllm.io/run"]
+        assert len(label) <= 63
+        assert run.startswith(label)
+
+
+@pytest.mark.parametrize("label", ["a" * 64, "-a", "a b"])
+def test_a_label_that_it_does_not_take(label):
+    for number in (0, 1):
+        made = objects()
+        made[number]["metadata"]["labels"]["adamllm.io/run"] = label
+        with pytest.raises(ConfigError, match=r"metadata\.labels: adamllm\.io/run=.* is no Kubernetes label"):
+            render.refuse_broken(made)
 
 
 def test_an_overlay_that_is_unsafe_is_refused_with_all_that_is_wrong():
@@ -99,6 +118,17 @@ def test_a_key_in_a_configuration_does_not_get_into_a_config_map():
     made[0]["data"]["config.yaml"] += "\n# AKIAIOSFODNN7EXAMPLE\n"
     with pytest.raises(ConfigError, match="holds a key"):
         render.refuse_broken(made)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [f"registry.internal/adamllm@sha256:{'0' * 64}", f"registry.example.com/adamllm@sha256:{'1a' * 32}"],
+)
+def test_half_a_placeholder_is_one(image):
+    made = objects()
+    for pod in pods(made[1]):
+        pod["containers"][0]["image"] = image
+    assert image in render.unfilled(made)
 
 
 def test_placeholders_are_seen():

@@ -45,6 +45,21 @@ CLUSTER: dict[str, tuple[str, Any, str]] = {
         "AWS_SECRET_ACCESS_KEY is written out",
     ),
     "key in an argument": (f"{RAY}.args", ["--id", "AKIAIOSFODNN7EXAMPLE"], "holds a key"),
+    "another key in an argument": (f"{RAY}.args", ["--id", "ASIAIOSFODNN7EXAMPLE"], "holds a key"),
+    "the hub's key in an argument": (f"{RAY}.args", ["login", "hf_" + "aB3" * 11], "holds a key"),
+    "key in a command": (f"{RAY}.command", ["sh", "-c", "HF_TOKEN=x python train.py"], "HF_TOKEN is written out"),
+    "node's memory": (f"{WORKER}.hostIPC", True, "hostIPC shares the node's"),
+    "autoscaler's token off": (
+        "spec.autoscalerOptions.env",
+        [{"name": "RAY_AUTH_MODE", "value": "disabled"}],
+        "autoscaler: RAY_AUTH_MODE turns the token off",
+    ),
+    "autoscaler's key": (
+        "spec.autoscalerOptions.env",
+        [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
+        "autoscaler: AWS_SECRET_ACCESS_KEY is written out",
+    ),
+    "autoscaler's image": ("spec.autoscalerOptions.image", "evil:latest", "autoscaler: image evil:latest is not named"),
     "password in a URL": (f"{RAY}.env", [{"name": "PROXY", "value": "http://me:word@proxy"}], "holds a key"),
 }
 
@@ -65,12 +80,52 @@ def test_the_same_holds_for_a_job_and_its_submitter():
     assert "submitter" in said[1]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "env_vars:\n  AWS_SECRET_ACCESS_KEY: wJalrXUtnFEMI\n",
+        "env_vars: {PORT: '1', DB_PASSWORD: 'a b'}",
+        '{"env_vars": {"HF_TOKEN": "x"}}',
+    ],
+)
+def test_a_key_in_a_runtime_environment(text):
+    assert any("spec.runtimeEnvYAML: " in problem for problem in findings([put(good(), "spec.runtimeEnvYAML", text)]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "max_new_tokens: 128\ntoken_budget: 4096\ntokenizer: x\n",
+        "env_vars: {RAY_AUTH_TOKEN_PATH: /run/token, RAY_AUTH_MODE: token}",
+        "aws_secret_access_key: null\n",
+        "the api_key is asked for",
+    ],
+)
+def test_what_is_no_key(text):
+    assert findings([{"kind": "ConfigMap", "data": {"config.yaml": text}}]) == []
+
+
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "service": ({"kind": "Service", "spec": {"type": "NodePort"}}, "seen from outside"),
     "external address": ({"kind": "Service", "spec": {"externalIPs": ["203.0.113.5"]}}, "seen from outside"),
     "ingress": ({"kind": "Ingress", "spec": {}}, "a way in from outside"),
     "secret": ({"kind": "Secret", "stringData": {"a": "b"}}, "make it in the cluster"),
     "config map": ({"kind": "ConfigMap", "data": {"HF_TOKEN": "x"}}, "looks like a key"),
+    "key in a file": (
+        {"kind": "ConfigMap", "data": {"credentials": "[default]\naws_secret_access_key = wJalrXUtnFEMI\n"}},
+        "data.credentials: aws_secret_access_key is written out",
+    ),
+    "key in a configuration": (
+        {"kind": "ConfigMap", "data": {"config.yaml": "run:\n  s3: {aws_secret_access_key: wJalrXUtnFEMI}\n"}},
+        "aws_secret_access_key is written out",
+    ),
+    "route": ({"kind": "HTTPRoute", "spec": {}}, "a way in from outside"),
+    "gateway": ({"kind": "Gateway", "spec": {}}, "a way in from outside"),
+    "route of OpenShift": ({"kind": "Route", "spec": {}}, "a way in from outside"),
+    "half the world": (
+        {"kind": "NetworkPolicy", "spec": {"egress": [{"to": [{"ipBlock": {"cidr": "52.0.0.0/15"}}]}]}},
+        "too much of the world",
+    ),
     "private key": ({"kind": "ConfigMap", "data": {"a": "-----BEGIN RSA PRIVATE KEY-----"}}, "holds a key"),
     "pod": ({"kind": "Pod", "spec": {"containers": []}}, "may run as root"),
     "job": ({"kind": "Job", "spec": {"template": {"spec": {"containers": []}}}}, "may run as root"),
@@ -97,7 +152,7 @@ def test_other_broken_objects(name):
     assert any(said in problem for problem in findings([manifest])), findings([manifest])
 
 
-@pytest.mark.parametrize("name", ["platform", *OVERLAYS])
+@pytest.mark.parametrize("name", ["platform", "monitoring", *OVERLAYS])
 def test_what_is_in_the_repository_keeps_them(name):
     assert findings(kept()[name]) == []
 

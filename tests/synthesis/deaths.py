@@ -20,6 +20,7 @@ from tests.synthesis.fakes import FakeMaker, asked_at, circles, config_for, proc
 from tests.synthesis.lives import short_folder
 
 BLOCK = 5
+REPLACED_S = 240.0  # for a dead replica to be replaced, on a machine that is busy with other things
 SMALL: dict[str, Any] = {
     "rows_per_block": BLOCK,
     "engine": {"max_num_seqs": 5, "replicas": 2, "cpus_per_replica": 0.5},
@@ -109,6 +110,18 @@ class Job:
     def pids(self, role: str) -> list[int]:
         """Living ``synthesizer``, ``judge`` or ``synthesizer_child`` processes, oldest first."""
         return processes(self.maker.log, role)
+
+    def victims(self, role: str) -> list[int]:
+        """`pids`, of which there is one: those that died a moment ago may still be on their way back."""
+        stop = time.monotonic() + REPLACED_S
+        while not (found := self.pids(role)):
+            assert time.monotonic() < stop, f"no {role} has come back"
+            time.sleep(0.1)
+        return found
+
+    def lives(self) -> list[int]:
+        """Rows that each synthesizer process was asked for, of all that there have been."""
+        return [len(file.read_text().splitlines()) for file in Path(self.maker.log).glob("synthesizer-*")]
 
     def replaced_after(self, death: Death) -> float:
         """Seconds from a kill to the first row at a replica that started after it."""

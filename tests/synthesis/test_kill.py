@@ -18,7 +18,7 @@ import pytest
 
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
-from adamllm_ray.errors import FingerprintMismatch
+from adamllm_ray.errors import FingerprintMismatch, RunLocked
 from adamllm_ray.synthesis import prompts
 from adamllm_ray.synthesis.pipeline import synthesize
 from tests.synthesis.deaths import BLOCK, IN_FLIGHT_EVERYWHERE, SMALL
@@ -58,8 +58,10 @@ def test_nothing_is_lost_or_doubled_however_often_the_driver_dies(runs: Runs) ->
 
     life = runs.start(seconds_per_row=PACE)
     life.wait_until(lambda: runs.committed() >= 0.1 * ROWS)
-    code, _ = runs.start().end()  # a second driver on the same folder
-    assert code == 2
+    second = runs.start()  # a second driver on the same folder: refused, for now
+    assert second.end()[0] == RunLocked.exit_code
+    assert f"in use by process {life.process.pid} " in second.errors.read_text()
+    assert second.asked() == []
     life.kill()
     note(life)
     note(stopped(runs, "pending", 0.4))

@@ -23,7 +23,6 @@ from adamllm_ray.synthesis.pipeline import synthesize
 from adamllm_ray.synthesis.redrive import redrive
 from adamllm_ray.synthesis.watch import Watch, committed_rows
 from adamllm_ray.terminal import progress_lines
-from tests.data.conftest import bucket  # noqa: F401 - a fixture
 from tests.synthesis.fakes import FakeMaker, asked_rows, config_for, png, write_ingest
 from tests.synthesis.test_redrive import without_ray
 
@@ -36,7 +35,7 @@ ROWS = 100
 
 
 def test_killed_and_resumed_on_s3(
-    bucket: Any,  # noqa: F811
+    bucket: Any,
     tmp_path: Path,
     tiny_vlm: Path,
     tiny_judge: Path,

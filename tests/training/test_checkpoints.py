@@ -9,7 +9,6 @@ import pytest
 
 from adamllm_ray.data import storage
 from adamllm_ray.training.snapshots import examine, names, tidy
-from tests.data.conftest import bucket  # noqa: F401 - a fixture
 from tests.training.checkpoint_lives import STEPS, live
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -48,7 +47,7 @@ def test_killed_during_a_save_on_disk(tmp_path: Path, undisturbed: str) -> None:
     assert [examine(place.child(name))[0].step for name in names(place)] == [8, 7]  # type: ignore[union-attr]
 
 
-def test_killed_while_uploading(bucket: Any, tmp_path: Path, undisturbed: str) -> None:  # noqa: F811
+def test_killed_while_uploading(bucket: Any, tmp_path: Path, undisturbed: str) -> None:
     runs = "s3://runs/lives"
     lives = [
         live(runs, tmp_path, 2, "uploading"),

@@ -22,7 +22,6 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import FingerprintMismatch, TrainingError
 from adamllm_ray.training.snapshots import examine, names
 from adamllm_ray.training.trainer import train
-from tests.data.conftest import bucket  # noqa: F401 - a fixture
 from tests.training.conftest import ROWS, finished_synthesis, synthesized_rows, training_config
 from tests.training.test_trackers import _events
 
@@ -188,7 +187,7 @@ def test_another_number_of_workers_continues(
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_sigkill_of_the_driver_on_s3(
     undisturbed: tuple[Path, Manifest],
-    bucket: Any,  # noqa: F811
+    bucket: Any,
     tmp_path: Path,
     tiny_vlm: Path,
 ) -> None:

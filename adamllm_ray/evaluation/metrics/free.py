@@ -29,8 +29,10 @@ def _paper_recall(prediction: str, question: Scorable) -> Score:
 
 
 def _strict_recall(prediction: str, question: Scorable) -> Score:
-    said = words(conclusion(prediction))
-    return Score(recall(said, words(question.answer)), parsed=True) if said else UNREADABLE
+    said, right = words(conclusion(prediction)), words(question.answer)
+    if not right:
+        return labels.as_it_stands(conclusion(prediction), question.answer)
+    return Score(recall(said, right), parsed=True) if said else UNREADABLE
 
 
 def _paper_exact(prediction: str, question: Scorable) -> Score:
@@ -39,8 +41,10 @@ def _paper_exact(prediction: str, question: Scorable) -> Score:
 
 
 def _strict_exact(prediction: str, question: Scorable) -> Score:
-    said = words(conclusion(prediction))
-    return Score(float(said == words(question.answer)), parsed=True) if said else UNREADABLE
+    said, right = words(conclusion(prediction)), words(question.answer)
+    if not right:
+        return labels.as_it_stands(conclusion(prediction), question.answer)
+    return Score(float(said == right), parsed=True) if said else UNREADABLE
 
 
 def _paper_auto(prediction: str, question: Scorable) -> Score:

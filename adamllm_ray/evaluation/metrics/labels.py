@@ -45,10 +45,15 @@ def _strict_yes_no(prediction: str, question: Scorable) -> Score:
 def contains(text: str, answer: str) -> Score:
     """Right if the text is the answer, or has every word of it as often as the answer has."""
     said, right = words(text), words(answer)
-    if not right:  # an answer of punctuation only: compare as it stands
-        return Score(float(text.strip() == answer.strip()), parsed=bool(text.strip()))
+    if not right:
+        return as_it_stands(text, answer)
     enough = all(said.count(word) >= right.count(word) for word in set(right))
     return Score(float(enough), parsed=bool(said))
+
+
+def as_it_stands(text: str, answer: str) -> Score:
+    """For an answer without a word, such as "+"."""
+    return Score(float(text.strip() == answer.strip()), parsed=bool(text.strip()))
 
 
 def _paper_category(prediction: str, question: Scorable) -> Score:
@@ -74,6 +79,8 @@ def _strict_category(prediction: str, question: Scorable) -> Score:
     if asks_yes_no(question):
         return _strict_yes_no(prediction, question)
     said, right = words(text), words(question.answer)
+    if not right:
+        return as_it_stands(text, question.answer)
     if len(right) == 1 and right[0].isdecimal():
         numbers = {word for word in said if word.isdecimal()}
         return Score(float(numbers == {*right}), parsed=True) if len(numbers) == 1 else UNREADABLE

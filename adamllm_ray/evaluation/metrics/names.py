@@ -26,6 +26,14 @@ def answer_names(answer: str) -> list[str]:
     return [name.strip() for name in parts if name.strip()]
 
 
+def unknown_names(answer: str, known: Sequence[str]) -> list[str]:
+    """Names of an answer that the vocabulary lacks, but for case, hyphens and underscores."""
+    lookup = vocabulary(known, loose=True)
+    if lookup.position(answer) is not None:  # a name may hold a comma
+        return []
+    return [name for name in answer_names(answer) if lookup.position(name) is None]
+
+
 def find_published(prediction: str, names: Sequence[str]) -> set[int]:
     """Names that occur as letters anywhere, the longest first; each is cut out, and what it parted joins up."""
     rest, found = prediction.lower(), set()
@@ -48,20 +56,23 @@ def f1_of(found: set[int], right: set[int]) -> float:
 
 
 def _names(question: Scorable) -> tuple[Sequence[str], set[int]]:
-    """(vocabulary, positions of the right names in it)."""
+    """(vocabulary, positions of the right names in it).
+
+    A right name that is not in it has a position below 0, cannot be found, and is left out by the published scoring.
+    """
     named = answer_names(question.answer)
     known = question.choices or list(dict.fromkeys(named))
-    lookup = vocabulary(known, loose=False)
+    lookup = vocabulary(known, loose=True)
     whole = lookup.position(question.answer)  # a name may hold a comma
     places = [whole] if whole is not None else [lookup.position(name) for name in named]
-    return known, {place for place in places if place is not None}
+    return known, {-1 - number if place is None else place for number, place in enumerate(places)}
 
 
 def _paper(share: Share) -> Rule:
     def rule(prediction: str, question: Scorable) -> Score:
         known, right = _names(question)
         found = find_published(prediction, known)
-        return Score(share(found, right), parsed=bool(found))
+        return Score(share(found, {place for place in right if place >= 0}), parsed=bool(found))
 
     return rule
 

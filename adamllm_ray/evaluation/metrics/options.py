@@ -15,18 +15,32 @@ from random import Random
 from string import ascii_uppercase
 
 from adamllm_ray.evaluation.metrics.contract import UNREADABLE, Metric, Rule, Scorable, Score
-from adamllm_ray.evaluation.metrics.text import conclusion, vocabulary
+from adamllm_ray.evaluation.metrics.text import Vocabulary, conclusion, vocabulary
 
 LETTERS_WITHOUT_CHOICES = 4  # PMC-VQA's A to D
 _TEXT_MIN_CHARS = 5
 _STRIPPED = (",", ".", "!", "?", ";", ":", "'")
 
+_CONCLUSION = re.compile(r"\banswer(?:\s+is\b\s*:?|\s*:)", re.IGNORECASE)
 _WHOLE = re.compile(r"[\W_]*([A-Za-z])[\W_]*")
+_END = r"(?![\w'\u2019]|-\w)"  # of a letter that stands alone: not of "T-cell" or "B's"
+_WORD = r"[ \t]+(?!(?:is|because|since|or)\b)[a-z]"
+_NO_ARTICLE = rf"(?!(?<=[AI]){_WORD})"  # "A" and "I" before a word are words
+_ARTICLE = re.compile(f"[AI]{_WORD}")
+_DENIED = r"(?![\s\W_]*(?:is|was)\s+(?:not|wrong|incorrect|false)\b)"
+_OPENING = re.compile(
+    rf"[\W_]*(?P<named>(?i:(?:the\s+)?(?:[^\W_]+\s+)?(?:option|choice)(?:\s+is)?[\W_]*))?(?P<letter>[A-Z]){_END}{_DENIED}"
+)
+_NEXT = re.compile(r"[)\]*_ \t]*(?:[,/&]|or\b|and\b)[,/& \t]*(?:(?:or|and)\b[ \t]*)?[(\[*_]*[A-Z]" + _END + _NO_ARTICLE)
+_WORD_NEXT = re.compile(r"[ \t]+(?!(?:is|because|since)\b)\w")
+_ENDS = re.compile(r"\s*(?:[.,;!\n*]|$)")
 _MARKED = re.compile(
     r"\(([A-Z])\)"
     r"|(?<![\w(])([A-Z])\)"
-    r"|\b(?:[Oo]ption|[Cc]hoice|[Aa]nswer)(?:\s+is)?\s*:?\s*([A-Z])(?=\s*(?:[^\w\s]|$))"
-    r"|^\s*([A-Z])[.:](?=\s|$)"
+    rf"|\b(?i:option|choice)(?i:\s+is)?[\s:*_]*([A-Z]){_END}"
+    rf"|\b(?i:answer)(?i:\s+is)?[\s:*_]*([A-Z]){_END}{_NO_ARTICLE}"
+    r"|^[^\w\n]*([A-Z])[^\w\n]*$",
+    re.MULTILINE,
 )
 _NUMBER = re.compile(r"(?<![\w.])\d{1,9}(?!\w|\.\d)")
 
@@ -93,18 +107,51 @@ def _published(name: str) -> Rule:
 
 
 def _strict_choice(prediction: str, question: Scorable) -> Score:
-    """Letters that are marked as one, and texts as whole words, name exactly one option. An article is no letter.
+    """The letter that opens the conclusion; else letters that are marked as one, and texts, name exactly one option.
 
     A text of one character is not looked for: where option A reads "B", the answer "B" is option B.
     """
-    text, labels = unicodedata.normalize("NFKC", conclusion(prediction)), letters(question.choices)
-    texts = [choice if len(choice.strip()) > 1 else "" for choice in question.choices or ()]
+    text, labels = unicodedata.normalize("NFKC", prediction), letters(question.choices)
+    ends = [match.end() for match in _CONCLUSION.finditer(text)]
+    text = text[ends[-1] :] if ends else text
     if whole := _WHOLE.fullmatch(text):
-        said = {whole[1].upper()}
-    else:
+        return _only({labels.index(letter) for letter in labels if letter == whole[1].upper()}, question, labels)
+    texts = vocabulary([one if len(one.strip()) > 1 else "" for one in question.choices or ()], loose=False)
+    found = _opening(text, labels, texts, concluded=bool(ends))
+    if found is None:
         said = {next(filter(None, match.groups())) for match in _MARKED.finditer(text)}
-    found = {labels.index(letter) for letter in said if letter in labels}
-    return _only(found | vocabulary(texts, loose=False).find(text), question, labels)
+        found = {labels.index(letter) for letter in said if letter in labels} | texts.find(text)
+    return _only(found, question, labels)
+
+
+def _opening(text: str, labels: Sequence[str], texts: Vocabulary, *, concluded: bool) -> set[int] | None:
+    """The option whose letter opens the text, whatever is said of others after it; None where no letter opens it.
+
+    Two of them for "B or C", and for "B: Heart" where heart is another option. An article is no letter, and neither is
+    the head of a text ("C major"). Where nothing says that an answer comes, a letter and a word ("B cells") are words.
+    """
+    found = _OPENING.match(text)
+    if not found or found["letter"] not in labels or texts.opening(text[found.start("letter") :]):
+        return None
+    letter, rest = labels.index(found["letter"]), text[found.end() :]
+    if _NEXT.match(rest):
+        return {*range(len(labels))}
+    named = _named(rest.partition("\n")[0], texts)
+    a_word = _ARTICLE.match(found["letter"] + rest) or (_WORD_NEXT.match(rest) and not concluded)
+    if a_word and not found["named"] and named != letter:
+        return None
+    return {letter} if named is None else {letter, named}
+
+
+def _named(rest: str, texts: Vocabulary) -> int | None:
+    """The option whose whole text stands between a letter and the end of the clause: ") Heart"."""
+    for start in range(min(len(rest), 8)):
+        opening = texts.opening(rest[start:])
+        if opening is not None:
+            return opening[0] if _ENDS.match(opening[1]) else None
+        if rest[start].isalnum():
+            break
+    return None
 
 
 def _strict_number(prediction: str, question: Scorable) -> Score:
@@ -123,7 +170,7 @@ CHOICE = Metric(
     _strict_choice,
     {
         "paper": "accuracy; MMMU's parser, a drawn answer where it reads nothing",
-        "strict": "accuracy; exactly one option by its marked letter or whole text",
+        "strict": "accuracy; the option whose letter opens the answer, else exactly one by marked letter or whole text",
     },
 )
 NUMBERED_CHOICE = Metric(

@@ -22,11 +22,15 @@ def conclusion(prediction: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Normalised words: NFKC, lower case, no punctuation, no articles, number words and other digits as 0-9."""
+    """Normalised words: NFKC, lower case, no punctuation, no articles, number words and other digits as 0-9.
+
+    What ends the text is no article ("hepatitis A", "A").
+    """
     folded = "".join(_ascii_digit(c) for c in unicodedata.normalize("NFKC", text).lower())
     folded = re.sub(r"(?<=\d),(?=\d)", "", folded)
     tokens = re.findall(r"\d+\.\d+|\w+", folded)
-    return [_NUMBERS.get(token, token) for token in tokens if token not in _ARTICLES]
+    kept = [token for token in tokens[:-1] if token not in _ARTICLES] + tokens[-1:]
+    return [_NUMBERS.get(token, token) for token in kept]
 
 
 def _ascii_digit(character: str) -> str:
@@ -102,6 +106,14 @@ class Vocabulary:
                 if count:
                     found.add(number)
         return found
+
+    def opening(self, text: str) -> tuple[int, str] | None:
+        """(position of the longest name that the text begins with, what follows it)."""
+        folded = self._fold(text)
+        for name, number, pattern in self._names:
+            if folded.startswith(name) and (match := pattern.match(folded)):
+                return number, folded[match.end() :]
+        return None
 
     def position(self, name: str) -> int | None:
         """Of a name that is given alone, perhaps with a full stop."""

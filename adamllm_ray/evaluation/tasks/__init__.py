@@ -1,6 +1,6 @@
 """Where questions come from: a small file per benchmark, the pocket test set, and tables of your own.
 
-    for question in load_questions(config.evaluation, seed, config.data.s3): ...
+    for question in load_questions(config.evaluation, config.data.s3): ...
 
 A benchmark is one `layout.Benchmark` in a module of its name, ``TASK``. A question that cannot be used is still
 yielded, with a verdict that says why: it is counted, not asked.
@@ -74,31 +74,39 @@ class Question:
 
 
 def load_questions(
-    section: EvaluationSection, seed: int = 0, s3: S3Section | None = None, limits: ImageLimits | None = None
+    section: EvaluationSection, s3: S3Section | None = None, limits: ImageLimits | None = None
 ) -> Iterator[Question]:
     """The questions of every task, ids made unique, each task cut to its limit by hash (not by position).
 
+    A limit takes the same questions in every run, whatever its seed: runs of several seeds are pooled by question.
     ``s3`` says how to reach a task on ``s3://``, ``limits`` how large an image file may be.
 
     Raises:
         SourceError: a task as a whole cannot be read.
     """
-    alone = len(section.asked) == 1
+    of_domain = sum(not asked.general for asked in section.asked)  # general ones have a table of their own
     for asked in section.asked:
+        alone = of_domain == 1 and not asked.general
         limit = asked.task.limit or section.limit
         questions = _unique(_named(asked, section, task_questions(asked, s3, limits), alone=alone))
         if limit is None:
             yield from questions
         else:
-            yield from heapq.nsmallest(limit, questions, key=lambda item: uniform(seed, "question", item.id))
+            yield from heapq.nsmallest(limit, questions, key=lambda item: uniform(0, "question", item.id))
 
 
 def task_source(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None) -> TaskSource:
-    """The files of a task (any but 'pocket')."""
+    """The files of a task that does not ship with the package."""
     from adamllm_ray.evaluation.tasks.files import TaskSource
 
     names = benchmark(asked.task.name).folders if asked.task.benchmark else ()
     return TaskSource(asked.field, asked.task.path, asked.task.split, names, s3, limits or ImageLimits())
+
+
+def task_digest(asked: AskedTask, s3: S3Section | None = None, limits: ImageLimits | None = None) -> str:
+    """Of everything that the questions of a task (any that does not ship with the package) are made of."""
+    beside = benchmark(asked.task.name).beside if asked.task.benchmark else ""
+    return task_source(asked, s3, limits).digest(beside)
 
 
 def benchmark(name: str) -> Benchmark:
@@ -115,13 +123,18 @@ def token_limit(task: TaskSection, section: EvaluationSection) -> int:
     return task.max_new_tokens or section.max_new_tokens or usual
 
 
-def describe(asked: AskedTask, section: EvaluationSection) -> dict[str, Any]:
-    """What has to be said beside the scores of a task: protocol, split, and what the paper prints."""
+def describe(asked: AskedTask, section: EvaluationSection, s3: S3Section | None = None) -> dict[str, Any]:
+    """What has to be said beside the scores of a task: protocol, the split that was read, what the paper prints.
+
+    Raises:
+        SourceError: the files are no longer there.
+    """
     task = asked.task
-    found: dict[str, Any] = {"title": task.name, "general": asked.general, "split": task.split or "all rows"}
+    split = None if task.shipped else task_source(asked, s3).split_read()
+    found: dict[str, Any] = {"title": task.name, "general": asked.general, "split": split or "all rows"}
     if task.benchmark:
         known = benchmark(task.name)
-        found |= {"title": known.title, "split": task.split or "test", "release": known.release, "link": known.link}
+        found |= {"title": known.title, "split": split or known.split, "release": known.release, "link": known.link}
         found["paper_rows"] = {known.label(column): count for column, count in known.rows.items()}
     how = f"zero-shot, greedy, image first, one turn, at most {token_limit(task, section)} tokens"
     return found | {"protocol": how}
@@ -135,10 +148,11 @@ def task_questions(
     Raises:
         SourceError: the task as a whole cannot be read.
     """
-    if asked.task.name == POCKET:
-        from adamllm_ray.evaluation.tasks.pocket import pocket_questions
+    if asked.task.shipped:
+        from adamllm_ray.evaluation.tasks.pocket import pocket_general_questions, pocket_questions
 
-        return pocket_questions(asked.task.split)
+        split = asked.task.split
+        return pocket_questions(split) if asked.task.name == POCKET else pocket_general_questions()
     source = task_source(asked, s3, limits)
     if asked.task.benchmark:
         return benchmark(asked.task.name).questions(source)

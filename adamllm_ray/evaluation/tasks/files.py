@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.sources import table
 from adamllm_ray.data.sources.folder import ImageFolder
 from adamllm_ray.data.sources.places import files_digest, unreachable
-from adamllm_ray.errors import SourceError
+from adamllm_ray.errors import ImageRefused, SourceError
 
 Row = dict[str, Any]
 
@@ -33,7 +35,10 @@ PROBLEM = "_problem"  # key of what is wrong with a row that could not be read
 SUFFIXES = (".parquet", ".pq", ".jsonl")
 MAX_LINE_BYTES = 64 << 20
 WHOLE_FILE_BYTES = 64 << 20
+IMAGES_AT_ONCE = 16
 _FILE_MAGIC = b"ARROW1"
+_SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev")
+_OF_SPLIT = re.compile(rf"({'|'.join(_SPLITS)})(?=[-_.])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,10 @@ class TaskSource:
 
     def columns(self) -> list[str] | None:
         """Names of the columns of the first file; None where rows need not be alike (JSONL)."""
+        schema = self._schema()
+        return None if schema is None else list(schema.names)
+
+    def _schema(self) -> pa.Schema | None:
         first = self.files()[0]
         if first.path.endswith(".jsonl"):
             return None
@@ -73,7 +82,7 @@ class TaskSource:
             schema: pa.Schema = (
                 _arrow(file).schema if first.path.endswith(".arrow") else pq.ParquetFile(file).schema_arrow
             )
-        return list(schema.names)
+        return schema
 
     def images(self) -> ImageFolder:
         """The folder that image paths are relative to: the one that the files are in."""
@@ -90,8 +99,47 @@ class TaskSource:
                     return found
         return None
 
-    def digest(self) -> str:
-        """Hex digest over all files: the content of small ones, sizes and both ends of large ones."""
+    def split_read(self) -> str | None:
+        """The split that the files say they are of, by their names or their folder's; None where they do not say."""
+        return self._found()[1]
+
+    def digest(self, beside: str = "") -> str:
+        """Hex digest over everything that questions are made of.
+
+        Of files the content of small ones, and sizes and both ends of large ones; the content of the small file
+        ``beside`` them, and of every image that rows name by its path. Copies elsewhere have the same digest.
+        """
+        parts = [self._files_digest(), self._images_digest()]
+        if beside and (content := self.beside(beside)) is not None:
+            parts.append(hashlib.sha256(content).hexdigest())
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def _images_digest(self) -> str | None:
+        """Sixteen at a time, each read once, as their questions read them; None where rows hold their images."""
+        if not self._names_images():
+            return None
+        names = sorted({name for row in self.rows(("image",)) if (name := image_name(row.get("image")))})
+        folder = self.images()
+
+        def digest(name: str) -> str:
+            try:
+                return hashlib.sha256(folder.read(name)).hexdigest()
+            except ImageRefused as refused:
+                return str(refused.verdict)
+
+        with ThreadPoolExecutor(IMAGES_AT_ONCE) as threads:
+            found = list(zip(names, threads.map(digest, names), strict=True))
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+    def _names_images(self) -> bool:
+        """Rows may name a file each: JSONL, and tables whose image column is of texts."""
+        schema = self._schema()
+        if schema is None:
+            return True
+        kind = schema.field("image").type if "image" in schema.names else None
+        return kind in (pa.string(), pa.large_string())
+
+    def _files_digest(self) -> str:
         found = self.files()
         with self._errors():
             sizes = [info.size for info in found[0].fs.get_file_info([file.path for file in found])]
@@ -101,6 +149,10 @@ class TaskSource:
 
     def files(self) -> list[storage.Location]:
         """The files, in the order of their rows. Raises SourceError when there are none."""
+        return self._found()[0]
+
+    def _found(self) -> tuple[list[storage.Location], str | None]:
+        """The files, and the split that they say they are of."""
         place = storage.resolve(self.path, self.s3)
         with self._errors():
             kind = place.fs.get_file_info(place.path).type
@@ -112,29 +164,35 @@ class TaskSource:
                         f"{self.field}: {self.path} is neither a .parquet nor a .jsonl file, nor a folder, nor the "
                         "word 'pocket'"
                     )
-                return [place]
+                return [place], _split_of(_last(place.path))
             return self._folder(place)
 
-    def _folder(self, place: storage.Location) -> list[storage.Location]:
-        """Files of a folder: a saved data set, one of its splits, or Parquet files."""
-        wanted = self.split or "test"
+    def _folder(self, place: storage.Location) -> tuple[list[storage.Location], str | None]:
+        """Files of a folder: a saved data set, one of its splits, or Parquet files. Never those of another split."""
+        own = _last(place.path)
+        wanted = self.split or (own if own in _SPLITS else "test")
         found = [name for name, _ in storage.list_files(place)]
         for step in (*self.names, wanted):
             inside = [name[len(step) + 1 :] for name in found if name.startswith(f"{step}/")]
             if inside:
                 place, found = place.child(step), inside
+        here = wanted if _last(place.path) == wanted else None
         saved = sorted(name.removesuffix("state.json") for name in found if f"/{name}".endswith("/state.json"))
-        if len(saved) == 1:
-            return self._arrow_files(place.child(saved[0].rstrip("/")) if saved[0] else place)
+        said = _split_of(saved[0], wanted) or here if len(saved) == 1 else None
+        if len(saved) == 1 and (said == wanted or (said is None and (self.names or not self.split))):
+            return self._arrow_files(place.child(saved[0].rstrip("/")) if saved[0] else place), said
         tables = [name for name in found if name.endswith(SUFFIXES)]
-        of_split = [name for name in tables if name.rpartition("/")[2].startswith(f"{wanted}-")]
-        if not tables or (self.split and not of_split and not place.path.endswith(f"/{self.split}")):
+        splits = [_split_of(name, wanted) for name in tables]
+        taken = [name for name, split in zip(tables, splits, strict=True) if split == wanted]
+        if not taken and not any(splits) and (here or not self.split):
+            taken, wanted = tables, here or ""
+        if not taken:
             heads = ", ".join(sorted({name.partition("/")[0] for name in found})[:20]) or "nothing"
             raise SourceError(
-                f"{self.field}: {place.uri} holds no '{wanted}' split that could be read, but {heads}; name the folder "
-                "of one saved data set or of Parquet files as path, or one of its splits as split"
+                f"{self.field}: {place.uri} holds no '{wanted or 'test'}' split that could be read, but {heads}; name "
+                "the folder of one saved data set or of Parquet files as path, or one of its splits as split"
             )
-        return [place.child(name) for name in of_split or tables]
+        return [place.child(name) for name in taken], wanted or None
 
     def _arrow_files(self, place: storage.Location) -> list[storage.Location]:
         """Arrow files in the order of ``state.json``, which is the order of the rows."""
@@ -213,6 +271,27 @@ def _arrow(raw: Any) -> Any:
     in_file_format = raw.read(len(_FILE_MAGIC)) == _FILE_MAGIC
     raw.seek(0)
     return pa.ipc.open_file(raw) if in_file_format else pa.ipc.open_stream(raw)
+
+
+def image_name(value: Any) -> str | None:
+    """The path that a row's image is named by, if it is."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    return value if isinstance(value, str) and value else None
+
+
+def _split_of(name: str, wanted: str = "") -> str | None:
+    """The split that a path says it is of: by its file's name or, if that does not say, by a folder's."""
+    *folders, base = name.split("/")
+    if wanted and re.match(rf"{re.escape(wanted)}[-_.]", base):
+        return wanted
+    if match := _OF_SPLIT.match(base):
+        return match[1]
+    return next((part for part in reversed(folders) if part in _SPLITS or part == wanted), None)
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rpartition("/")[2]
 
 
 def _json(place: storage.Location) -> Any:

@@ -1,6 +1,6 @@
 """Food101: which of 101 dishes is on a photo. Labels are numbers; the release keeps their names beside the rows."""
 
-from adamllm_ray.evaluation.tasks.layout import FOOD, Benchmark, numbered, released
+from adamllm_ray.evaluation.tasks.layout import FOOD, Benchmark, Released, numbered
 
 TASK = Benchmark(
     name="food101",
@@ -11,6 +11,6 @@ TASK = Benchmark(
     link="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
     licence="for research; the photos are their owners'",
     read=numbered,
-    names=released("food101_name_to_label_map.json"),
+    names=Released("food101_name_to_label_map.json"),
     max_new_tokens=256,
 )

@@ -3,7 +3,7 @@
 Background (0) and "other ingredients" (103) do not count.
 """
 
-from adamllm_ray.evaluation.tasks.layout import FOOD, Benchmark, listed, released
+from adamllm_ray.evaluation.tasks.layout import FOOD, Benchmark, Released, listed
 
 NOT_FOOD = ("background", "other ingredients")
 
@@ -16,6 +16,6 @@ TASK = Benchmark(
     link="https://xiongweiwu.github.io/foodseg103.html",
     licence="Apache 2.0 (annotations)",
     read=listed("names_f1", NOT_FOOD),
-    names=released("foodSeg103_id2label.json", lists=True),
+    names=Released("foodSeg103_id2label.json", lists=True),
     max_new_tokens=256,
 )

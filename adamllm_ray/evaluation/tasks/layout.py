@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from adamllm_ray.errors import SourceError
+from adamllm_ray.evaluation.metrics.text import vocabulary as known_names
 from adamllm_ray.evaluation.tasks import Kind, Question
 from adamllm_ray.evaluation.tasks.files import TaskSource
 from adamllm_ray.evaluation.tasks.rows import (
@@ -80,6 +81,11 @@ class Benchmark:
     max_new_tokens: int = 1024
     split: str = "test"
 
+    @property
+    def beside(self) -> str:
+        """Name of the release's file that the vocabulary is in, if there is one."""
+        return self.names.file if isinstance(self.names, Released) else ""
+
     def label(self, column: str) -> str:
         """What a column is called in tables."""
         return f"{self.title} {column}".strip()
@@ -131,9 +137,11 @@ def lettered(row: Row, _: Names) -> Key:
     """One of the choices in the columns A to D; the label is its letter, or its text."""
     choices = tuple(re.sub(rf"^\s*{letter}\s*:\s*", "", text(row, letter)).strip() for letter in LETTERS)
     label = text(row, "label").strip()
-    letter = LETTERS[choices.index(label)] if label in choices else label.upper()
-    if len(letter) == 1 and letter in LETTERS:
-        return Key(letter, "choice", choices=choices)
+    if label.upper() in (*LETTERS,):  # first: where choice A reads "B", the label "A" is choice A
+        return Key(label.upper(), "choice", choices=choices)
+    place = known_names(choices, loose=False).position(label)
+    if place is not None:
+        return Key(LETTERS[place], "choice", choices=choices)
     raise unreadable(f"the label {label[:80]!r} is neither a letter from A to D nor one of the choices")
 
 
@@ -146,7 +154,10 @@ def listed(metric: str, without: Names = ()) -> Callable[[Row, Names], Key]:
     """A list of names (or of their numbers) that are looked for in the answer; those in ``without`` do not count."""
 
     def read(row: Row, names: Names) -> Key:
-        label = [name for item in several(row, "label") if (name := _name(item, names)) not in without]
+        whole = row.get("label")
+        named = isinstance(whole, str) and known_names(names, loose=True).position(whole) is not None
+        items = [str(whole)] if named else several(row, "label")  # a name may hold a comma
+        label = [name for item in items if (name := _name(item, names)) not in without]
         answer = json.dumps(list(dict.fromkeys(label)), ensure_ascii=False)  # a name may hold a comma
         return Key(answer, metric, choices=tuple(name for name in names if name not in without))
 
@@ -179,25 +190,29 @@ def labels(source: TaskSource, *, lists: bool = False) -> Names:
     return tuple(sorted(found))
 
 
-def released(file: str, *, lists: bool = False) -> Callable[[TaskSource], Names]:
+@dataclass(frozen=True, slots=True)
+class Released:
     """The vocabulary in a file of the release: a list of names, or a table of names and their numbers.
 
-    Without the file, what the labels make up; that is refused where they are numbers, which say nothing.
+    Without the file, what the labels make up (with ``lists`` a label is several); that is refused where they are
+    numbers, which say nothing.
     """
 
-    def names(source: TaskSource) -> Names:
-        content = source.beside(file)
+    file: str
+    lists: bool = False
+
+    def __call__(self, source: TaskSource) -> Names:
+        """Raises SourceError where there is none."""
+        content = source.beside(self.file)
         if content is not None:
-            return vocabulary(content.decode("utf-8", "replace"), f"{source.field}: {file}")
-        found = labels(source, lists=lists)
+            return vocabulary(content.decode("utf-8", "replace"), f"{source.field}: {self.file}")
+        found = labels(source, lists=self.lists)
         if found and all(name.isdigit() for name in found):
             raise SourceError(
-                f"{source.field}: the labels of {source.path} are numbers, and {file} of the release, which says what "
-                "they mean, is not in that folder or above it: put it there"
+                f"{source.field}: the labels of {source.path} are numbers, and {self.file} of the release, which says "
+                "what they mean, is not in that folder or above it: put it there"
             )
         return found
-
-    return names
 
 
 def vocabulary(content: str, where: str) -> Names:
@@ -231,10 +246,14 @@ def _table(content: str) -> Any:
 
 
 def _name(label: str, names: Names) -> str:
-    """The name that a number stands for; a name stands for itself."""
+    """The name that a number stands for, or that is the label but for case, hyphens and underscores.
+
+    Raises RowError for another label: an answer that is not looked for could only be scored wrong.
+    """
     label = label.strip()
-    if label.isdigit():
-        if int(label) >= len(names):
-            raise unreadable(f"the label {label[:20]} is the number of no name")
-        return names[int(label)]
-    return label
+    place = int(label) if label.isdecimal() and len(label) < 10 else known_names(names, loose=True).position(label)
+    if place is None:
+        raise unreadable(f"the label {label[:80]!r} is none of the {len(names)} names")
+    if place >= len(names):
+        raise unreadable(f"the label {label[:20]} is the number of no name")
+    return names[place]

@@ -3,7 +3,7 @@
 The release keeps its 555 ingredient names beside the rows.
 """
 
-from adamllm_ray.evaluation.tasks.layout import FOOD, Benchmark, listed, released
+from adamllm_ray.evaluation.tasks.layout import FOOD, Benchmark, Released, listed
 
 TASK = Benchmark(
     name="nutrition5k",
@@ -14,6 +14,6 @@ TASK = Benchmark(
     link="https://github.com/google-research-datasets/Nutrition5k",
     licence="CC BY 4.0",
     read=listed("names_recall"),
-    names=released("nutrition5k_ingredients.py", lists=True),
+    names=Released("nutrition5k_ingredients.py", lists=True),
     max_new_tokens=256,
 )

@@ -1,4 +1,8 @@
-"""The satellite test set of the quickstart: closed and open questions about attributes that can be verified."""
+"""The test sets of the quickstart, closed and open questions about attributes that can be verified.
+
+Satellite chips are its domain. The general pictures are what the pocket models come from: asked before and after, as
+``evaluation.general: [{name: pocket_general}]``, they tell what the adaptation cost.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from adamllm_ray.evaluation.tasks import Question
+
+GENERAL_PICTURES = 150  # with up to three questions each
 
 
 def pocket_questions(split: str | None = None) -> Iterator[Question]:
@@ -20,6 +26,14 @@ def pocket_train_questions() -> Iterator[Question]:
     from adamllm_ray.pocket.domain import train_questions
 
     yield from _convert(train_questions())
+
+
+def pocket_general_questions() -> Iterator[Question]:
+    """Questions about general pictures that no pocket model was trained on: those of the base model's own figures."""
+    from adamllm_ray.pocket.curriculum import held_out_questions
+
+    for number, (picture, asked, kind) in enumerate(held_out_questions(GENERAL_PICTURES)):
+        yield Question(f"general-{number:04}", picture, asked.text, asked.precise, kind, asked.kind)
 
 
 def _convert(items: Iterable[Any]) -> Iterator[Question]:

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from adamllm_ray.config.evaluation import METRIC_NAMES
 from adamllm_ray.errors import SourceError
+from adamllm_ray.evaluation.metrics.names import unknown_names
 from adamllm_ray.evaluation.tasks import Kind, Question
 from adamllm_ray.evaluation.tasks.files import TaskSource
 from adamllm_ray.evaluation.tasks.rows import Row, image, question_or_verdict, row_id, several, text, unreadable
@@ -82,6 +83,8 @@ def _choices(row: Row, answer: str, metric: str) -> tuple[str, ...] | None:
     if value and (not isinstance(value, list) or not all(isinstance(item, str) for item in value)):
         raise unreadable("'choices' is not a list of texts")
     known = tuple(value or ())
+    if metric in OF_NAMES and known and (strange := unknown_names(answer, known)):
+        raise unreadable(f"the answer's {', '.join(map(repr, strange))[:80]} is not one of the choices")
     labels = {"choice": LETTERS if not known else ascii_uppercase[: len(known)], "numbered_choice": range(len(known))}
     if metric in labels or (metric == "auto" and known):
         texts = {*map(str, labels.get(metric, ())), *(item.casefold().strip() for item in known)}

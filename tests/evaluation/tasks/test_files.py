@@ -12,7 +12,7 @@ import pytest
 
 from adamllm_ray.errors import SourceError
 from adamllm_ray.evaluation.tasks.files import TaskSource
-from tests.data.conftest import local_bucket
+from tests.buckets import local_bucket
 from tests.evaluation.tasks import released
 
 pytestmark = pytest.mark.timeout(120)
@@ -51,6 +51,43 @@ def test_parquet_files_of_one_split(tmp_path: Path) -> None:
     assert labels(tmp_path) == ["a", "b"]
     assert labels(tmp_path, "train") == ["c"]
     assert labels(tmp_path / "data" / "train-00000-of-00001.parquet") == ["c"]
+
+
+@pytest.mark.parametrize("pattern", ["{}-00000-of-00001.parquet", "{}.parquet", "data/{}-0.parquet", "{}/0.parquet"])
+def test_another_split_is_never_read_unasked(tmp_path: Path, pattern: str) -> None:
+    def write(split: str) -> None:
+        below, _, name = pattern.format(split).rpartition("/")
+        released.write_parquet(tmp_path / below, rows(split), name)
+
+    write("train")
+    write("validation")
+    with pytest.raises(SourceError, match=r"holds no 'test' split .* one of its splits as split"):
+        labels(tmp_path)
+    write("test")
+    assert labels(tmp_path) == ["test"]
+    assert labels(tmp_path, "validation") == ["validation"]
+    assert TaskSource("f", str(tmp_path)).split_read() == "test"
+    assert TaskSource("f", str(tmp_path), "train").split_read() == "train"
+
+
+def test_what_was_read_is_told(tmp_path: Path) -> None:
+    def told(path: Path, split: str | None = None, names: tuple[str, ...] = ()) -> str | None:
+        return TaskSource("f", str(path), split, names).split_read()
+
+    released.write_parquet(tmp_path / "plain", rows("a"), "part-0.parquet")
+    assert told(tmp_path / "plain") is None
+    released.write_parquet(tmp_path / "set" / "val", rows("a"), "0.parquet")
+    assert told(tmp_path / "set" / "val") == told(tmp_path / "set", "val") == "val"
+    released.write_saved(tmp_path / "saved" / "train", rows("a"))
+    assert told(tmp_path / "saved" / "train") == told(tmp_path / "saved", "train") == "train"
+    with pytest.raises(SourceError, match="holds no 'test' split"):  # the only one, and another
+        told(tmp_path / "saved")
+    released.write_saved(tmp_path / "own", rows("a"))
+    assert told(tmp_path / "own") is None
+    with pytest.raises(SourceError, match="holds no 'val' split"):
+        told(tmp_path / "own", "val")
+    assert told(tmp_path, "test", ("own",)) is None  # a release's folder is its test set
+    assert told(tmp_path / "plain" / "part-0.parquet") is None
 
 
 def test_what_datasets_itself_writes(tmp_path: Path) -> None:
@@ -103,6 +140,24 @@ def test_another_content_is_another_digest(tmp_path: Path) -> None:
     first = TaskSource("f", str(released.write_parquet(tmp_path / "a", rows("a")))).digest()
     assert TaskSource("f", str(released.write_parquet(tmp_path / "b", rows("a")))).digest() == first
     assert TaskSource("f", str(released.write_parquet(tmp_path / "c", rows("b")))).digest() != first
+
+
+def test_what_questions_are_made_of_beside_the_rows_is_in_the_digest(tmp_path: Path) -> None:
+    rows_ = [{"image": f"{i}.png", "input": "?", "label": "a"} for i in (0, 0, 1)]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "q.jsonl").write_text("\n".join([*map(json.dumps, rows_), "{ broken", '{"image": [1]}']))
+        (tmp_path / folder / "0.png").write_bytes(b"0")
+    pq.write_table(pa.Table.from_pylist(rows_), tmp_path / "a" / "q.parquet")
+    sources = [TaskSource("f", str(tmp_path / name)) for name in ("a/q.jsonl", "a/q.parquet")]
+    found = [[one.digest("names.json") for one in sources]]
+    assert TaskSource("f", str(tmp_path / "b" / "q.jsonl")).digest("names.json") == found[0][0]  # a copy
+    for name, content in (("0.png", b"1"), ("1.png", b"2"), ("names.json", b"{}"), ("names.json", b"[]")):
+        (tmp_path / "a" / name).write_bytes(content)
+        found.append([one.digest("names.json") for one in sources])
+    (tmp_path / "a" / "2.png").write_bytes(b"no row names it")
+    assert [one.digest("names.json") for one in sources] == found[-1]
+    assert all(len(set(digests)) == len(digests) for digests in zip(*found, strict=True))
 
 
 def test_on_s3(tmp_path: Path) -> None:

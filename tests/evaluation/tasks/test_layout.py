@@ -12,8 +12,8 @@ from adamllm_ray.config import EvaluationSection
 from adamllm_ray.config.evaluation import BENCHMARKS, METRIC_NAMES
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
-from adamllm_ray.evaluation.metrics import METRICS
-from adamllm_ray.evaluation.tasks import benchmark, describe, load_questions
+from adamllm_ray.evaluation.metrics import METRICS, score
+from adamllm_ray.evaluation.tasks import benchmark, describe, load_questions, task_digest
 from adamllm_ray.evaluation.tasks.layout import vocabulary
 from tests.evaluation.tasks import released
 
@@ -98,6 +98,53 @@ def test_without_the_release_s_table_labels_make_the_vocabulary(tmp_path: Path) 
         "bare-land",
         "beach",
     )
+
+
+def test_labels_are_looked_up_but_for_case_and_hyphens_and_strange_ones_are_verdicts(tmp_path: Path) -> None:
+    """An answer outside the vocabulary cannot be found in a prediction: it would be scored wrong, or not at all."""
+    rows = released.plain(0, ["Apple_Pie", "baby back-ribs", "baklawa"], broken="")
+    folder = released.write_parquet(tmp_path / "food101", rows)
+    (folder / "food101_name_to_label_map.json").write_text('{"apple pie": 0, "baby back ribs": 1, "baklava": 2}')
+    found = load("food101", folder)
+    assert [one.answer for one in found[:2]] == ["apple pie", "baby back ribs"]
+    assert all(score(one.answer, one, mode).value == 1 for one in found[:2] for mode in ("strict", "paper"))
+    assert found[2].verdict == Verdict.ROW_UNREADABLE
+    assert "'baklawa' is none of the 3 names" in found[2].verdict_detail
+    rows = released.plain(0, [["eggs (boiled)"], ["egg", "zzz"], ["Salt,_iodized"]], broken=["egg"])
+    folder = released.write_parquet(tmp_path / "nutrition5k", rows)
+    (folder / "nutrition5k_ingredients.py").write_text("x = ['egg', 'salt, iodized']")
+    found = load("nutrition5k", folder)
+    assert [one.verdict for one in found] == [Verdict.ROW_UNREADABLE] * 2 + [Verdict.OK] * 2
+    assert json.loads(found[2].answer) == ["salt, iodized"]
+    spelt = [row | {"label": "salt, iodized"} for row in rows[:1]]
+    assert json.loads(load("nutrition5k", write_beside(folder, spelt))[0].answer) == ["salt, iodized"]
+
+
+def write_beside(folder: Path, rows: released.Rows) -> Path:
+    return released.write_parquet(folder, rows) / "test-00000-of-00001.parquet"
+
+
+def test_a_letter_is_the_label_although_a_choice_reads_so(tmp_path: Path) -> None:
+    texts = {"A": "B", "B": "A", "C": "C", "D": "none"}
+    rows = [released.row(i, "Which?", label, **texts) for i, label in enumerate(("A", "b", "None", "e"))]
+    found = load("pmc_vqa", released.write_parquet(tmp_path, rows))
+    assert [one.answer for one in found[:3]] == ["A", "B", "D"]
+    assert found[3].verdict == Verdict.ROW_UNREADABLE
+
+
+def test_the_table_of_names_and_the_split_are_part_of_what_is_asked(tmp_path: Path) -> None:
+    folder = released.write_parquet(tmp_path / "food101", released.plain(0, ["pizza"], broken="pie"))
+    section = EvaluationSection.model_validate({"tasks": [{"name": "food101", "path": str(folder)}]})
+    before = task_digest(section.asked[0])
+    (folder / "food101_name_to_label_map.json").write_text('{"pizza": 0, "pie": 1}')
+    assert task_digest(section.asked[0]) != before
+    own = released.write_parquet(tmp_path / "own", released.plain(0, ["a"]), "part-0.parquet")
+    for name in ("test", "train"):
+        released.write_parquet(tmp_path / "splits", released.plain(0, ["a"]), f"{name}-0.parquet")
+    tasks = [{"name": "a", "path": str(own)}, {"name": "b", "path": str(own.parent / "splits")}]
+    tasks.append({"name": "clrs", "path": str(own.parent / "splits"), "split": "train"})
+    section = EvaluationSection.model_validate({"tasks": tasks})
+    assert [describe(one, section)["split"] for one in section.asked] == ["all rows", "test", "train"]
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": 1, "b": 3}', "print(1)", "[1, 2]", '["a", 1]', "[]", "(" * 10_000])

@@ -1,4 +1,4 @@
-"""An S3 server for the tests of this room (moto), reached through the environment as a user would."""
+"""An S3 server for tests (moto), reached through the environment as a user would."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import pytest
 
 
 @contextmanager
@@ -34,10 +32,3 @@ def local_bucket(address: str = "127.0.0.1") -> Iterator[Any]:
     server.stop()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Any]:
-    """`local_bucket` for a module's tests."""
-    with local_bucket() as made:
-        yield made
