@@ -33,6 +33,7 @@ from adamllm_ray.terminal import (
     print_status,
     print_summary,
 )
+from adamllm_ray.tuning.command import tune
 
 if TYPE_CHECKING:
     from adamllm_ray.data.manifest import Manifest
@@ -49,6 +50,7 @@ app.add_typer(pocket, name="pocket")
 app.add_typer(products)  # report, quality, publish, push
 app.command()(compare)
 app.command()(ablate)
+app.command()(tune)
 
 WATCH_S = 10.0
 

@@ -12,12 +12,10 @@ from adamllm_ray.ablation.arms import Arm, arm_config, arms_of, upstream_config
 from adamllm_ray.ablation.table import Table, table_of
 from adamllm_ray.config import RunConfig
 from adamllm_ray.config.ablation import AblationConfig
-from adamllm_ray.data.run import RunFolder
+from adamllm_ray.data.run import UPSTREAM, RunFolder
 from adamllm_ray.errors import ConfigError
 from adamllm_ray.stages import planned
 from adamllm_ray.terminal import console, print_done
-
-UPSTREAM = ("ingest", "seed", "synthesizer", "synthesize")
 
 
 def ablate(ablation: AblationConfig, overrides: Sequence[str] = ()) -> Table:

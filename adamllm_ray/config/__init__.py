@@ -26,6 +26,7 @@ from adamllm_ray.config.run import (
 from adamllm_ray.config.seed import SeedSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.training import LayersSection, LoraSection, PartSection, TrainingSection, TwoStageSection
+from adamllm_ray.config.tuning import FieldRange, SourceBounds, TuningSection
 
 __all__ = [
     "AskedTask",
@@ -36,6 +37,7 @@ __all__ = [
     "DataSection",
     "EngineSection",
     "EvaluationSection",
+    "FieldRange",
     "ImageLimits",
     "JudgeSection",
     "LayersSection",
@@ -50,9 +52,11 @@ __all__ = [
     "RunSection",
     "S3Section",
     "SeedSection",
+    "SourceBounds",
     "SynthesisSection",
     "TaskSection",
     "TrainingSection",
+    "TuningSection",
     "TwoStageSection",
     "WebDatasetSection",
     "config_schema",

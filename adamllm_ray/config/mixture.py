@@ -34,6 +34,9 @@ class MixtureSection(Section):
         description="Train on tasks with P(Yes) of at least this, whatever the judge's own rule made of them; 0: on "
         "all that were judged. Absent: on the kept ones.",
     )
+    caption_first: Share = Field(
+        default=0.5, description="How often the caption comes before the task in `both`; drawn by hash."
+    )
     seed_tasks: Weight = Field(
         default=0.0,
         description="Examples of general tasks, from this run's seed data, per domain example. The judge has not seen "

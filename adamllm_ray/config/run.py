@@ -19,6 +19,7 @@ from adamllm_ray.config.seed import SeedSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.text import apply_override, explain, parse_yaml, refuse_secrets
 from adamllm_ray.config.training import TrainingSection
+from adamllm_ray.config.tuning import TuningSection
 from adamllm_ray.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -77,6 +78,7 @@ class RunConfig(Section):
     contamination: ContaminationSection = ContaminationSection()
     report: ReportSection = ReportSection()
     publish: PublishSection = PublishSection()
+    tuning: TuningSection | None = Field(default=None, description="What `adamllm tune` searches; absent: nothing.")
 
     @property
     def tunes_synthesizer(self) -> bool:

@@ -277,7 +277,8 @@ class StageFolder:
 class RunFolder:
     """A run's home. ``uri`` as given (made absolute), ``root`` is the path inside ``fs``.
 
-    ``upstream`` is another run's home, on the same store, whose stages up to synthesis are this run's.
+    ``upstream`` is another run's home, on the same store, whose stages up to synthesis are this run's: an arm of an
+    ablation and a trial of a search train on the tasks of their run.
 
     Raises ConfigError for a path that cannot be one, StorageError when the object store cannot be reached.
     """
@@ -298,6 +299,7 @@ class RunFolder:
         self.fs: pafs.FileSystem = self.place.fs
         self.root: str = self.place.path
         self.local: bool = self.place.local
+        self.upstream: str | None = None if self._upstream is None else self._upstream.uri
 
     @classmethod
     def of(cls, section: RunSection) -> RunFolder:

@@ -59,6 +59,9 @@ class Verdict(StrEnum):
     CONTAMINATED = "contaminated"  # also in an evaluation set, by a kind of match in contamination.exclude
     HELD_OUT = "held_out"  # seed data of the development split, to measure a synthesizer on
     NOT_DRAWN = "not_drawn"  # the mixture left it out in every epoch (mixture.untasked below 1)
+    # tuning: the trial
+    TRIAL_STOPPED = "trial_stopped"  # ended at a rung, by the budget, or with the driver
+    TRIAL_FAILED = "trial_failed"
 
     @property
     def outcome(self) -> Outcome:
@@ -90,6 +93,7 @@ _REJECTED = frozenset(
         Verdict.HELD_OUT,
         Verdict.NOT_DRAWN,
         Verdict.CONTAMINATED,
+        Verdict.TRIAL_STOPPED,
     }
 )
 

@@ -149,18 +149,15 @@ class _Stage:
 
     def _training(self, training: Any, run: Any) -> Rehearsed:
         from adamllm_ray.models.checkpoint import load_vlm, read_config
-        from adamllm_ray.training.books import Books
-        from adamllm_ray.training.catalog import write_catalog
+        from adamllm_ray.training.books import Books, completed, take_stock
         from adamllm_ray.training.parts import prepare_parts
-        from adamllm_ray.training.replay import with_seed_tasks
         from adamllm_ray.training.stream import open_batches
 
         section, base = training.config.training, training.first
         stage = run.stage(training.name)
         stage.begin({"dry": "run"})
-        config = training.config.model_copy(update={"mixture": with_seed_tasks(training.config.mixture)})
-        books = Books(config, run, stage, base, None, training.source)
-        write_catalog(books.catalog, stage)
+        config = completed(training.config)
+        Books(config, stage, take_stock(config, run, stage, base, None, training.source))  # writes the catalog
         source = open_batches(config.model_dump_json(), run.uri, base, 0, 1, stage.name)
         batches = source.load(0)  # a single worker's: the made-up rows would not go round
         batch = next((one for one in batches if one.weight), batches[0])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -138,6 +138,7 @@ def _rows(config: RunConfig, run: RunFolder, excluded: pa.Array, done: Published
     """Published rows of all kept tasks, file by file; what is left out is counted."""
     left: Counter[str] = Counter()
     stage, wording = run.stage("synthesize"), with_pool(config.conversations, config.data.s3)
+    draw = {"seed": config.run.seed, "epoch": 0, "caption_first": config.mixture.caption_first}
     with progress.task("publish", stage.manifest().rows_in) as bar:  # type: ignore[union-attr]
         seen = 0
         for path in stage.parquet_files():
@@ -150,18 +151,18 @@ def _rows(config: RunConfig, run: RunFolder, excluded: pa.Array, done: Published
                     hit = pc.is_in(kept["id"].cast(pa.large_string()), excluded)
                     left[Verdict.CONTAMINATED.value] += pc.sum(hit).as_py() or 0
                     rows = kept.filter(pc.invert(hit)).to_pylist()
-                    yield from (_published(row, wording, config.run.seed) for row in rows)
+                    yield from (_published(row, wording, draw) for row in rows)
                     bar.update(seen)
     done.left_out = {name: count for name, count in left.items() if count}
 
 
-def _published(row: dict[str, Any], wording: ConversationSection, seed: int) -> dict[str, Any]:
+def _published(row: dict[str, Any], wording: ConversationSection, draw: Mapping[str, Any]) -> dict[str, Any]:
     """The caption and the task as one conversation, in the order that the first epoch of training has them."""
     texts = {name: _defused(row[name]) for name in TEXTS if name != "id"}
     request = row["caption_instruction"]
     more = [{name: _defused(text) for name, text in task.items()} for task in row["further"] or ()]
     safe = row | texts | {"caption_instruction": None if request is None else _defused(request), "further": more}
-    turns = single_stage_turns(safe, "both", wording, seed=seed, epoch=0)
+    turns = single_stage_turns(safe, "both", wording, **draw)
     speakers = {"user": "human", "assistant": "gpt"}
     shown = ["<image>\n" + turn.text if turn.image else turn.text for turn in turns]
     return {

@@ -232,8 +232,12 @@ def named_sets(config: RunConfig) -> dict[str, AskedTask]:
     }
 
 
-def find_contamination(config: RunConfig, run: RunFolder, sets: EvaluationSets) -> dict[str, Any]:
+def find_contamination(
+    config: RunConfig, run: RunFolder, sets: EvaluationSets, copied: StageFolder | None = None
+) -> dict[str, Any]:
     """Compare everything that may train with the evaluation sets, once. Returns the summary (see `_Books.summary`).
+
+    ``copied``: the stage that replay sources were copied into, if it is not ``train``.
 
     Raises:
         ConfigError: synthesis is not finished.
@@ -242,7 +246,7 @@ def find_contamination(config: RunConfig, run: RunFolder, sets: EvaluationSets) 
     synthesized = run.stage("synthesize").manifest()
     if synthesized is None:
         raise ConfigError(f"{run.uri} has no finished synthesis to judge; run `adamllm synthesize` first")
-    replay = replay_files(run.stage("train"))
+    replay = replay_files(copied or run.stage("train"))
     section = config.contamination.model_dump(mode="json", include={"near_images", "near_questions"})
     made_from = {
         "synthesize": synthesized.identity,

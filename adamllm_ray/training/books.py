@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from adamllm_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from adamllm_ray.quality.contamination import EvaluationSets
+    from adamllm_ray.training.catalog import Catalog
 
 _KEPT = ("step", "loss", "lr", "grad_norm", "kinds")  # of each step in the manifest: what a repetition gives again
 
@@ -37,42 +38,89 @@ def forbidden_sets(config: RunConfig) -> EvaluationSets | None:
     return sets
 
 
-class Books:
-    """The plan as the driver sees it, and the accounting at the end."""
+def completed(config: RunConfig) -> RunConfig:
+    """The configuration with all that workers need in it: requests for captions, seed tasks as a replay source.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run: RunFolder,
-        stage: StageFolder,
-        base: str,
-        forbidden: EvaluationSets | None,
-        source: str = "synthesize",
-    ) -> None:
-        from adamllm_ray.models.checkpoint import load_processor
-        from adamllm_ray.quality.contamination import contaminated_ids, find_contamination
+    Raises:
+        ConfigError: the file of requests cannot be read, or has no line.
+    """
+    from adamllm_ray.training.replay import with_seed_tasks
+    from adamllm_ray.training.wording import with_pool
+
+    wording, mixture = with_pool(config.conversations, config.data.s3), with_seed_tasks(config.mixture)
+    return config.model_copy(update={"conversations": wording, "mixture": mixture})
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What there is to train on, whatever the mixture's shares and threshold.
+
+    Trainings that differ in those alone can share it. It depends on the seed, with which texts are worded, on the base
+    model's processor, and on which replay sources there are.
+
+    Attributes:
+        catalog: every row.
+        replay: the verdicts of each replay source.
+    """
+
+    catalog: Catalog
+    replay: dict[str, dict[str, int]]
+
+
+def take_stock(
+    config: RunConfig,
+    run: RunFolder,
+    stage: StageFolder,
+    base: str,
+    forbidden: EvaluationSets | None,
+    source: str = "synthesize",
+) -> Stock:
+    """Read and measure every record once.
+
+    Args:
+        config: `completed`.
+        run: its folder.
+        stage: where replay sources are copied to.
+        base: folder of the model whose processor counts.
+        forbidden: what training data may not repeat.
+        source: the stage whose rows train.
+    """
+    from adamllm_ray.models.checkpoint import load_processor
+    from adamllm_ray.quality.contamination import contaminated_ids, find_contamination
+    from adamllm_ray.training.catalog import build_catalog
+    from adamllm_ray.training.lengths import Lengths
+    from adamllm_ray.training.replay import SeedTasks, copy_replay
+
+    general = SeedTasks(run.stage("seed"), config.conversations, config.run.seed)
+    replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3, general)
+    contaminated = {}
+    if forbidden is not None:
+        find_contamination(config, run, forbidden, stage)
+        contaminated = contaminated_ids(run, config.contamination.exclude)
+    ended = config.training.objective == "synthesizer"
+    measure = Lengths(load_processor(base), config.data.images, config.conversations, seed=config.run.seed, ended=ended)
+    return Stock(build_catalog(run.stage(source), replay.files, measure, contaminated), replay.verdicts)
+
+
+class Books:
+    """The plan as the driver sees it, and the accounting at the end.
+
+    Args:
+        config: of the training, `completed`.
+        stage: of the training; the catalog is written into it.
+        stock: of its source, base model and seed; sources that the mixture does not name are left alone.
+    """
+
+    def __init__(self, config: RunConfig, stage: StageFolder, stock: Stock) -> None:
         from adamllm_ray.training.batches import steps_for
-        from adamllm_ray.training.catalog import build_catalog, write_catalog
-        from adamllm_ray.training.lengths import Lengths
+        from adamllm_ray.training.catalog import write_catalog
         from adamllm_ray.training.mix import Mixture
-        from adamllm_ray.training.replay import SeedTasks, copy_replay
         from adamllm_ray.training.stream import plan
 
-        general = SeedTasks(run.stage("seed"), config.conversations, config.run.seed)
-        replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3, general)
-        self.replay = replay.verdicts
-        self.stage = stage
-        contaminated = {}
-        if forbidden is not None:
-            find_contamination(config, run, forbidden)
-            contaminated = contaminated_ids(run, config.contamination.exclude)
-        ended = config.training.objective == "synthesizer"
-        measure = Lengths(
-            load_processor(base), config.data.images, config.conversations, seed=config.run.seed, ended=ended
-        )
-        threshold = config.mixture.threshold
-        self.catalog = build_catalog(run.stage(source), replay.files, measure, contaminated, threshold)
-        self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
+        section = config.mixture
+        self.stage, self.catalog = stage, stock.catalog
+        self.replay = {source.name: stock.replay[source.name] for source in section.replay}
+        self.mixture = Mixture(self.catalog.items(section.threshold), section, config.run.seed)
         self.entries = plan(self.mixture, config.training)
         self.steps = steps_for(len(self.entries), config.training)
         if not self.steps:

@@ -40,7 +40,8 @@ SCHEMA = pa.schema(
         pa.field("source", _NAME, nullable=False),  # "" for the run's own records, else a replay source
         pa.field("id", pa.large_string(), nullable=False),
         pa.field("verdict", _NAME, nullable=False),  # of the pair: only "ok" trains
-        pa.field("tasked", pa.bool_(), nullable=False),
+        pa.field("kept", pa.bool_(), nullable=False),  # has a task that the judge's own rule kept
+        pa.field("judge_yes", pa.float32()),  # P(Yes) of the judge, where it was asked
         *(pa.field(form, pa.int32(), nullable=False) for form in FORMS),  # tokens in each form; 0: not usable
         pa.field("file", _NAME, nullable=False),  # path inside the run's file system
         pa.field("row", pa.int32(), nullable=False),  # inside the file
@@ -52,7 +53,10 @@ class Measure(Protocol):
     """What `lengths.Lengths` is: tokens of rows, and how large an image is."""
 
     def __call__(self, rows: pa.Table) -> NDArray[np.int32]:
-        """[rows, 3]: tokens in each of FORMS, from the columns TEXTS or ``turns``, tasked, width and height."""
+        """[rows, 3]: tokens in each of FORMS, from the columns TEXTS or ``turns``, tasked, width and height.
+
+        ``tasked``: there is a task, whatever the judge made of it.
+        """
 
     def size(self, image: bytes | None) -> tuple[int, int] | tuple[None, None]:
         """(width, height), None for an image that would be refused."""
@@ -60,7 +64,7 @@ class Measure(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The table, sorted by (source, id): the same however the files were cut."""
+    """The table, sorted by (source, id): the same however the files were cut, and whatever the mixture."""
 
     table: pa.Table
 
@@ -68,16 +72,24 @@ class Catalog:
         """Positions of the rows that may train."""
         return np.flatnonzero(pc.equal(self.table["verdict"], Verdict.OK.value).to_numpy())
 
-    def items(self) -> Items:
-        """What the mixture needs to know of the usable rows, in the order of `usable`."""
+    def items(self, threshold: float | None = None) -> Items:
+        """What the mixture needs to know of the usable rows, in the order of `usable`.
+
+        Args:
+            threshold: least P(Yes) of a task that trains; by default those that the judge's own rule kept.
+        """
         table = self.table.filter(pc.equal(self.table["verdict"], Verdict.OK.value)).combine_chunks()
         source = _single(table["source"])
         tokens = np.stack([table[form].to_numpy() for form in FORMS], axis=1)
+        tasked = table["kept"]
+        if threshold is not None:
+            enough = pc.greater_equal(table["judge_yes"], pa.scalar(threshold, pa.float32()))
+            tasked = pc.fill_null(enough, False)
         return Items(
             source.dictionary.to_pylist(),
             source.indices.to_numpy(zero_copy_only=False),
             _single(table["id"]),
-            table["tasked"].to_numpy(),
+            tasked.to_numpy(),
             tokens,
         )
 
@@ -87,24 +99,19 @@ def build_catalog(
     replay: dict[str, list[str]],
     measure: Measure,
     contaminated: Mapping[str, pa.Array] | None = None,
-    threshold: float | None = None,
 ) -> Catalog:
-    """Look at every row once: its verdict, whether it has a kept task, how long it is.
+    """Look at every row once: its verdict, what the judge made of its task, how long it is with and without that.
 
     Args:
         records: the finished stage whose data train: synthesize, or seed.
         replay: Parquet files (inside the same file system) of each replay source, as `replay` wrote them.
         measure: `lengths.Lengths`, or what else gives the tokens of some rows in the three forms.
         contaminated: ids by source that may not train; their verdict says so.
-        threshold: least P(Yes) of a task that trains; by default those that were kept.
     """
     marked = contaminated or {}
     with storage.storage_errors("read the records", records.uri):
         sources = sorted({DOMAIN: records.parquet_files(), **replay}.items())
-        tables = [
-            _source_table(records.fs, source, files, measure, marked.get(source), threshold)
-            for source, files in sources
-        ]
+        tables = [_source_table(records.fs, source, files, measure, marked.get(source)) for source, files in sources]
     return Catalog(pa.concat_tables(tables).unify_dictionaries().combine_chunks())
 
 
@@ -216,11 +223,9 @@ REPLAY_SCHEMA = pa.schema(
 )
 
 
-def _source_table(
-    fs: Any, source: str, files: list[str], measure: Measure, marked: pa.Array | None, threshold: float | None
-) -> pa.Table:
+def _source_table(fs: Any, source: str, files: list[str], measure: Measure, marked: pa.Array | None) -> pa.Table:
     """Catalog rows of one source, sorted by id."""
-    parts = [_measured(fs, files, _marked(rows, marked), measure, threshold) for rows in _gathered(fs, source, files)]
+    parts = [_measured(fs, files, _marked(rows, marked), measure) for rows in _gathered(fs, source, files)]
     if not parts:
         return SCHEMA.empty_table()
     found = pa.concat_tables(parts).combine_chunks()
@@ -271,19 +276,19 @@ def _marked(rows: pa.Table, contaminated: pa.Array | None) -> pa.Table:
     return rows.set_column(rows.column_names.index("verdict"), "verdict", verdict)
 
 
-def _measured(fs: Any, files: list[str], rows: pa.Table, measure: Measure, threshold: float | None = None) -> pa.Table:
-    """The catalog's columns of some rows, names not yet shared."""
-    usable = pc.equal(rows["verdict"], Verdict.OK.value)
-    tasked = np.zeros(len(rows), np.bool_)
-    if "task_verdict" in rows.column_names:
-        tasked = pc.fill_null(pc.equal(rows["task_verdict"], Verdict.KEPT.value), False).to_numpy()
-        if threshold is not None and "judge_yes" in rows.column_names:
-            tasked = pc.fill_null(pc.greater_equal(rows["judge_yes"], threshold), False).to_numpy()
+def _measured(fs: Any, files: list[str], rows: pa.Table, measure: Measure) -> pa.Table:
+    """The catalog's columns of some rows, names not yet shared. Tasks that were judged are measured like kept ones."""
+    usable, there = pc.equal(rows["verdict"], Verdict.OK.value), rows.column_names
+    kept = np.zeros(len(rows), np.bool_)
+    if "task_verdict" in there:
+        kept = pc.fill_null(pc.equal(rows["task_verdict"], Verdict.KEPT.value), False).to_numpy()
+    judge_yes = rows["judge_yes"] if "judge_yes" in there else pa.nulls(len(rows), pa.float32())
+    tasked = pc.or_(pa.array(kept), pc.is_valid(judge_yes))
     tokens = np.zeros((len(rows), len(FORMS)), np.int32)
-    chosen = rows.append_column("tasked", pa.array(tasked)).filter(usable)
+    chosen = rows.append_column("tasked", tasked).filter(usable)
     tokens[usable.to_numpy()] = measure(_with_sizes(fs, files, chosen, measure))
     columns: dict[str, Any] = {form: tokens[:, index] for index, form in enumerate(FORMS)}
-    columns |= {"tasked": tasked, "id": rows["id"].cast(pa.large_string())}
+    columns |= {"kept": kept, "judge_yes": judge_yes, "id": rows["id"].cast(pa.large_string())}
     return pa.table(columns | {name: rows[name] for name in ("verdict", "file", "row")})
 
 

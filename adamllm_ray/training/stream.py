@@ -57,7 +57,7 @@ def open_batches(config: str, output: str, base: str, rank: int, world: int, sta
     settings = parse_config(json.loads(config))
     section, folder = settings.training, RunFolder(output, settings.run.s3).stage(stage)
     catalog = read_catalog(folder)
-    mixture = Mixture(catalog.items(), settings.mixture, settings.run.seed)
+    mixture = Mixture(catalog.items(settings.mixture.threshold), settings.mixture, settings.run.seed)
     collator = Collator(
         load_processor(base),
         section.max_length,
@@ -131,5 +131,6 @@ class RowBatches:
         if "turns" in row:  # of a replay source, or seed data
             return replayed_turns(json.loads(row["turns"]), row["image"] is not None), [entry.form]
         form: Form = "caption" if entry.form == "untasked" else cast("Form", entry.form)
-        draw = {"seed": self.mixture.seed, "epoch": entry.epoch}
+        draw: dict[str, Any] = {"seed": self.mixture.seed, "epoch": entry.epoch}
+        draw["caption_first"] = self.mixture.section.caption_first
         return single_stage_turns(row, form, self.wording, **draw), turn_kinds(row, form, **draw)

@@ -17,9 +17,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from adamllm_ray import gauges, progress
@@ -33,12 +33,11 @@ from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
 from adamllm_ray.training.board import failure, start_board, watching
-from adamllm_ray.training.books import Books, forbidden_sets
-from adamllm_ray.training.recipes import SEED, SYNTHESIZED, Pass, passes, synthesizer_pass
-from adamllm_ray.training.replay import with_seed_tasks
+from adamllm_ray.training.books import Books, Stock, completed, forbidden_sets, take_stock
+from adamllm_ray.training.recipes import SEED, SYNTHESIZED, TRAIN, Pass, passes, synthesizer_pass
 from adamllm_ray.training.trackers import open_trackers, require, scalars
-from adamllm_ray.training.wording import shipped_requests, with_pool
-from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
+from adamllm_ray.training.wording import shipped_requests
+from adamllm_ray.training.worker import OUTCOME, RAY_RUN, RUNG_DONE, rung, work
 
 if TYPE_CHECKING:
     from adamllm_ray.quality.contamination import EvaluationSets
@@ -77,7 +76,22 @@ _FREE = {
 _FREE_INSIDE: Any = {part: {"gradient_checkpointing"} for part in ("language_model", "vision_tower")}
 
 
-def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class Rungs:
+    """Steps at which training pauses; ``reached(step, model folder)`` is called before it goes on."""
+
+    steps: Sequence[int]
+    reached: Callable[[int, str], None]
+
+
+def train(
+    config: RunConfig,
+    run: RunFolder,
+    *,
+    force_new: bool = False,
+    stock: Stock | None = None,
+    rungs: Rungs | None = None,
+) -> Manifest:
     """Post-train ``models.base`` on the synthesized records and export it to ``train/model``; or tune a synthesizer.
 
     ``extra`` of the manifest: ``model`` (folder), ``steps``, ``losses`` ({step, loss, lr, grad_norm, kinds} of each),
@@ -85,13 +99,23 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
     ``replay`` (counts), ``resumed`` (steps that were continued from after a death), ``passed_over`` (checkpoints that
     were damaged).
 
+    Args:
+        config: the run's configuration.
+        run: its folder.
+        force_new: throw away what is there of this stage.
+        stock: what was found to train on before, by a run with the same tasks, base model and seed (see `Stock`); both
+            of two stages use it, the tuning of a synthesizer does not.
+        rungs: where to pause, and whom to show the model then. Of two stages the first one, which trains captions, has
+            no rungs: steps are those of the second.
+
     Raises:
         ConfigError: synthesis (or the seed data) is not finished, or nothing is left to train on.
         MixtureDriftError: the mixture that trained is not the one asked for.
         TrainingError: training ended without a model; the same command continues.
     """
     for each in passes(config, run):
-        train_pass(each, run, force_new=force_new)
+        shared = stock if each.source == SYNTHESIZED else None
+        train_pass(each, run, force_new=force_new, stock=shared, rungs=rungs if each.name == TRAIN else None)
     return refresh_card(config, run)
 
 
@@ -100,12 +124,17 @@ def synthesizer(config: RunConfig, run: RunFolder, *, force_new: bool = False) -
     return train_pass(synthesizer_pass(config), run, force_new=force_new)
 
 
-def train_pass(training: Pass, run: RunFolder, *, force_new: bool = False) -> Manifest:
-    """One training, or the manifest it finished with before. Raises as `train`."""
+def train_pass(
+    training: Pass,
+    run: RunFolder,
+    *,
+    force_new: bool = False,
+    stock: Stock | None = None,
+    rungs: Rungs | None = None,
+) -> Manifest:
+    """One training, or the manifest it finished with before. Arguments and what is raised are those of `train`."""
     started = time.monotonic()
-    wording = with_pool(training.config.conversations, training.config.data.s3)
-    mixture = with_seed_tasks(training.config.mixture)
-    config = training.config.model_copy(update={"conversations": wording, "mixture": mixture})
+    config = completed(training.config)
     require(config)
     own = config.run.s3 if config.models.base != training.first else None  # a model that this run has made
     stage, base = run.stage(training.name), resolve_model(config.models.base, own)
@@ -116,32 +145,53 @@ def train_pass(training: Pass, run: RunFolder, *, force_new: bool = False) -> Ma
             "seed": "seed data; run `adamllm seed`",
         }
         raise ConfigError(f"{run.uri} has no finished {verb[training.source]} first")
-    general = run.stage(SEED).manifest() if config.mixture.seed_tasks else None
-    if config.mixture.seed_tasks and general is None:
-        raise ConfigError(f"mixture.seed_tasks: {run.uri} has no finished seed data; run `adamllm seed` first")
     rows = _checked(config, base) if force_new or stage.manifest() is None else []
     sets = forbidden_sets(config) if training.source == SYNTHESIZED else None
-    made_from = fingerprint(config, source, base, sets)
-    made_from |= {} if general is None else {"seed_tasks": general.identity}
+    made_from = fingerprint(config, source, base, sets, general_tasks(config, run))
     if stage.begin(made_from, force_new=force_new) == "finished":
         finished = stage.manifest()
         if finished is not None:
             return finished
-    books = Books(config, run, stage, base, sets, training.source)
+    books = Books(config, stage, stock or take_stock(config, run, stage, base, sets, training.source))
+    for step in rungs.steps if rungs is not None else ():
+        if rungs is not None and step < books.steps:
+            rungs.reached(step, _climb(config, run, stage, base, books.steps, rows, step))
     outcome = _run(config, run, stage, base, books.steps, rows)
     verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
     seconds = time.monotonic() - started
     return stage.finish(rows_in=source.rows_in, verdicts=verdicts, extra=extra, seconds=seconds)
 
 
+def general_tasks(config: RunConfig, run: RunFolder) -> Manifest | None:
+    """The seed data, where general tasks of theirs train, too. Raises ConfigError when they are not finished."""
+    if not config.mixture.seed_tasks:
+        return None
+    found = run.stage(SEED).manifest()
+    if found is None:
+        raise ConfigError(f"mixture.seed_tasks: {run.uri} has no finished seed data; run `adamllm seed` first")
+    return found
+
+
 def fingerprint(
-    config: RunConfig, source: Manifest, base: str, forbidden: EvaluationSets | None = None
+    config: RunConfig,
+    source: Manifest,
+    base: str,
+    forbidden: EvaluationSets | None = None,
+    general: Manifest | None = None,
 ) -> dict[str, Any]:
-    """What the trained model depends on; the number of workers is not part of it."""
-    contamination: dict[str, Any] = {}
+    """What the trained model depends on; the number of workers is not part of it.
+
+    Args:
+        config: `completed`.
+        source: of the stage whose rows train.
+        base: folder of the model.
+        forbidden: see `forbidden_sets`.
+        general: see `general_tasks`.
+    """
+    more: dict[str, Any] = {} if general is None else {"seed_tasks": general.identity}
     if forbidden is not None:
         section = config.contamination.model_dump(mode="json", exclude={"against"})
-        contamination = {"contamination": section | {"sets": forbidden.identity}}
+        more["contamination"] = section | {"sets": forbidden.identity}
     modules = [f"adamllm_ray.training.{name}" for name in _CODE]
     pool = config.conversations.caption_requests or shipped_requests()
     return {
@@ -155,7 +205,7 @@ def fingerprint(
         "code": code_version(
             "adamllm_ray.data.draws", "adamllm_ray.models.chat", "adamllm_ray.models.families", *modules
         ),
-        **contamination,
+        **more,
     }
 
 
@@ -182,15 +232,31 @@ def _checked(config: RunConfig, base: str) -> list[PartRow]:
     return check_training(config.training, base)
 
 
+def _climb(
+    config: RunConfig, run: RunFolder, stage: StageFolder, base: str, steps: int, rows: list[PartRow], until: int
+) -> str:
+    """Train as far as this step, if that was not done before. Returns the folder of the model of that step."""
+    if storage.read_small(stage.place.child(f"{rung(until)}/{RUNG_DONE}")) is None:
+        _run(config, run, stage, base, steps, rows, until)
+    return f"{stage.uri}/{rung(until)}/model"
+
+
 def _run(
-    config: RunConfig, run: RunFolder, stage: StageFolder, base: str, steps: int, rows: list[PartRow]
+    config: RunConfig,
+    run: RunFolder,
+    stage: StageFolder,
+    base: str,
+    steps: int,
+    rows: list[PartRow],
+    until: int = 0,
 ) -> dict[str, Any]:
-    """Print what trains and train it in Ray. Returns what worker 0 wrote at the end."""
+    """Print what trains and train it in Ray. Returns what worker 0 wrote at the end, or at the step ``until``."""
     from adamllm_ray.training.parts import parts_table
 
     print(parts_table(rows), file=sys.stderr, flush=True)
     job: dict[str, Any] = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
-    job |= {"parts": [asdict(row) for row in rows], "stage": stage.name}
+    job |= {"parts": [asdict(row) for row in rows], "stage": stage.name, "until": until}
+    note = f"{rung(until)}/{RUNG_DONE}" if until else OUTCOME
     with ray_session(), open_trackers(config, stage) as tell, progress.task(stage.name, steps) as bar:
         board, stopping = start_board(), threading.Event()
         bar.update(0)  # who watches sees a training that waits for machines
@@ -205,13 +271,13 @@ def _run(
         said = failure(board)
     if said:
         raise TrainingError(said)
-    if stopping.is_set() and storage.read_small(stage.place.child(OUTCOME)) is None:
+    if stopping.is_set() and storage.read_small(stage.place.child(note)) is None:
         raise KeyboardInterrupt
     if error is not None:
         raise TrainingError(f"training stopped: {_first_cause(error)}. The same command continues.") from error
-    written = storage.read_small(stage.place.child(OUTCOME))
+    written = storage.read_small(stage.place.child(note))
     if written is None:
-        raise TrainingError(f"training ended, but {stage.uri}/{OUTCOME} was not written; run the same command again")
+        raise TrainingError(f"training ended, but {stage.uri}/{note} was not written; run the same command again")
     outcome: dict[str, Any] = json.loads(written)
     return outcome
 

@@ -40,15 +40,23 @@ REVERSED = (
 
 
 def single_stage_turns(
-    row: Mapping[str, Any], form: Form, section: ConversationSection, *, seed: int, epoch: int
+    row: Mapping[str, Any],
+    form: Form,
+    section: ConversationSection,
+    *,
+    seed: int,
+    epoch: int,
+    caption_first: float = 0.5,
 ) -> list[Turn]:
     """The paper's single-stage example made of a synthesized row (section 3.2): caption, tasks, or both.
 
-    The order of the two is drawn by hash of (seed, epoch, id); the image stands before whatever comes first.
+    The order of the two is drawn by hash of (seed, epoch, id), the caption first with the probability
+    ``caption_first``; the image stands before whatever comes first.
     """
     turns: list[Turn] = []
     told = iter(task_texts(row, section, seed=seed))
-    for index, kind in enumerate(turn_kinds(row, form, seed=seed, epoch=epoch)):
+    kinds = turn_kinds(row, form, seed=seed, epoch=epoch, caption_first=caption_first)
+    for index, kind in enumerate(kinds):
         if kind == "caption":
             question, answer = caption_request(row, section, seed=seed, epoch=epoch), row["caption"]
         else:
@@ -57,12 +65,13 @@ def single_stage_turns(
     return turns
 
 
-def turn_kinds(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int) -> list[str]:
+def turn_kinds(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int, caption_first: float = 0.5) -> list[str]:
     """What the assistant turns of `single_stage_turns` are, in order: caption, task."""
     tasks = ["task"] * len(list(_tasks(row)))
     if form != "both":
         return tasks if form == "task" else [form]
-    return [*tasks, "caption"] if uniform(seed, "order", epoch, row["id"]) < 0.5 else ["caption", *tasks]
+    task_first = uniform(seed, "order", epoch, row["id"]) < 1 - caption_first
+    return [*tasks, "caption"] if task_first else ["caption", *tasks]
 
 
 def task_texts(row: Mapping[str, Any], section: ConversationSection, *, seed: int) -> list[tuple[str, str]]:

@@ -42,7 +42,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return {
         f"{name}.{key}": value
         for name, section in found.items()
-        if name not in ("run", "evaluation")
+        if name not in ("run", "evaluation") and section is not None
         for key, value in section.items()
         if plain[name][key] != value
     }
@@ -134,9 +134,11 @@ def test_a_threshold_chooses_among_all_judged_tasks(tmp_path: Path) -> None:
     run = finished_synthesis(tmp_path, rows)
     stage = run.stage("synthesize")
 
+    catalog = build_catalog(stage, {}, Fixed())  # one for all of them
+
     def tasked(threshold: float | None) -> set[str]:
-        table = build_catalog(stage, {}, Fixed(), threshold=threshold).table
-        return {row["id"] for row in table.to_pylist() if row["tasked"]}
+        items = catalog.items(threshold)
+        return {items.id(index) for index in range(len(items)) if items[index].tasked}
 
     assert tasked(None) == {row["id"] for row in rows if row["task_verdict"] == "kept"}
     assert tasked(0.0) == {row["id"] for row in rows if row["judge_yes"] is not None}

@@ -12,8 +12,7 @@ from adamllm_ray.config import RunConfig, parse_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ConfigError
 from adamllm_ray.stages import planned
-from adamllm_ray.training.books import Books
-from adamllm_ray.training.catalog import write_catalog
+from adamllm_ray.training.books import Books, take_stock
 from adamllm_ray.training.conversations import IGNORE
 from adamllm_ray.training.recipes import passes, synthesizer_pass
 from adamllm_ray.training.seed.build import seed
@@ -101,8 +100,7 @@ def test_seed_data_become_batches_with_every_row_accounted_for(tmp_path: Path, t
     (only,) = passes(config, run)
     stage = run.stage(only.name)
     stage.begin({})
-    books = Books(only.config, run, stage, str(tiny_vlm), None, only.source)
-    write_catalog(books.catalog, stage)
+    books = Books(only.config, stage, take_stock(only.config, run, stage, str(tiny_vlm), None, only.source))
     source = open_batches(only.config.model_dump_json(), run.uri, str(tiny_vlm), 0, 1, "train")
     batches = [batch for step in range(source.steps) for batch in source.load(step)]
     refused = {key: verdict.value for batch in batches for key, verdict in batch.refused.items()}

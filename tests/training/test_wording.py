@@ -42,6 +42,11 @@ def test_forms_order_and_image() -> None:
         assert [turn.image for turn in turns] == [True, False, False, False]
         kinds = turn_kinds(ROW, "both", seed=0, epoch=epoch)
         assert [turn.text == "a cat" for turn in turns[1::2]] == [kind == "caption" for kind in kinds]
+    for share in (0.0, 1.0):
+        draw: dict[str, Any] = {"seed": 0, "epoch": 5, "caption_first": share}
+        [kind] = {turn_kinds(ROW, "both", **draw | {"epoch": epoch})[0] for epoch in range(40)}
+        assert kind == ("caption" if share else "task")
+        assert (single_stage_turns(ROW, "both", DEFAULT, **draw)[1].text == "a cat") == bool(share)
     assert both[3] == single_stage_turns(ROW, "both", DEFAULT, seed=0, epoch=3)
     task = single_stage_turns(ROW, "task", DEFAULT, seed=0, epoch=0)
     assert [turn.text for turn in task] == ["what?", "It is a cat"]
