@@ -127,9 +127,9 @@ def test_readers_are_no_more_than_the_replicas_need(
 def test_written_blocks_leave_nothing_in_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray by itself keeps a reference to the result of each of the 40 blocks, beside those of the 40 that it read."""
     import ray.data
-    from ray.data.datasource.file_datasink import _FileDatasink
     from ray.data._internal.execution.interfaces import RefBundle
     from ray.data.dataset import MaterializedDataset
+    from ray.data.datasource.file_datasink import _FileDatasink
 
     told: list[Any] = []
     monkeypatch.setattr(_FileDatasink, "on_write_complete", lambda _, result: told.append(result))
