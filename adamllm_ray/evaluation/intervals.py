@@ -10,9 +10,9 @@ What is used where, and why (coverages: 1,500 simulated test sets each; tests/ev
 * **0/1 differences**: Bonett and Price's interval, and the exact McNemar test.
 * **graded differences**: the same bootstrap-t over questions, their pairs kept together; the p value is read off the
   same resamples as the interval, so the two agree.
-* **nearly constant**: where over three quarters of the scores are the same and at most 30 others, resamples often hold
-  too few of the others, or none, and say nothing about those that may come. Two questions more, as far off as a score
-  can be, then count in every standard error, as Bonett and Price have it, and an interval has 1.96 of these at least.
+* **nearly constant**: where over half of the scores are the same and at most 30 others, resamples often hold too few of
+  the others, or none, and say nothing about those that may come. Two questions more, as far off as a score can be, then
+  count in every standard error, as Bonett and Price have it, and an interval has 1.96 of these at least.
 * **averages over tasks** (unweighted, as in the paper): scores combine the tasks' own intervals (MOVER, Zou and Donner
   2008); differences are bootstrapped, questions being drawn within each task.
 * **seeds**: several runs of one arm give, per question, the mean of their scores (`pooled`), and then questions are
@@ -246,10 +246,10 @@ class _Resampled:
 
 
 def _unseen(values: Array, low: float, high: float) -> float:
-    """How far off the most common score another could be, if nearly all scores are that one; else 0."""
+    """How far off the most common score another could be, if over half of the scores are that one; else 0."""
     distinct, counts = np.unique(values, return_counts=True)
     others, usual = int(values.size - counts.max()), float(distinct[counts.argmax()])
-    return max(high - usual, usual - low) if others <= _FEW and 4 * others < values.size else 0.0
+    return max(high - usual, usual - low) if others <= _FEW and 2 * others < values.size else 0.0
 
 
 def _squared_error(variance: Any, n: int, unseen: float) -> Any:

@@ -103,6 +103,30 @@ def test_intervals_of_nearly_constant_scores_cover(name, many, n):
     assert covered / times >= 0.93 - _error(0.93, times)
 
 
+@pytest.mark.parametrize("n", [30, 50, 100, 400])
+@pytest.mark.parametrize("share", [0.1, 0.24, 0.36, 0.5, 0.64, 0.8, 1])
+def test_intervals_cover_where_a_tenth_of_what_differs_is_far_off(share, n):
+    """18 of 50 scores differ, a tenth of these by 1 and the others by 0.1: in one draw of seven none is far off."""
+    rng, times, covered = np.random.default_rng(n), 600, np.zeros(2)
+    for i in range(times):
+        scores, truth = _nearly_constant(0, [0.1] * 9 + [1], n, share * n, rng)
+        one = mean_interval(scores, samples=400, seed=i)
+        two = paired_difference(np.zeros(n), scores, samples=400, seed=i)
+        covered += [one.lo <= truth <= one.hi, two.lo <= truth <= two.hi]
+    assert min(covered) / times >= 0.95 - _error(0.95, times)
+
+
+@pytest.mark.parametrize("n", [30, 50, 100, 400])
+@pytest.mark.parametrize("share", [0.1, 0.24, 0.36, 0.5, 0.64, 0.8, 1])
+def test_often_a_little_better_and_as_much_worse_in_few_large_steps_is_no_difference(share, n):
+    rng, times, alarms = np.random.default_rng(n), 600, 0
+    for i in range(times):
+        gains, truth = _nearly_constant(0, [0.1] * 9 + [-0.9], n, share * n, rng)
+        assert truth == pytest.approx(0)
+        alarms += paired_difference(np.full(n, 0.9), 0.9 + gains, samples=400, seed=i).p < 0.05
+    assert alarms / times <= 0.05 + _error(0.05, times)
+
+
 @pytest.mark.parametrize("n", [50, 1000])
 @pytest.mark.parametrize("many", [1, 3, 10])
 @pytest.mark.parametrize("name", CHANGES)
