@@ -23,6 +23,7 @@ from adamllm_ray.exits import outcome, resumable
 from adamllm_ray.products import products
 from adamllm_ray.stages import planned, run_stages, stage_named
 from adamllm_ray.terminal import console, print_done, print_plan, print_scores, print_status, print_summary
+from adamllm_ray.tuning.command import tune
 
 if TYPE_CHECKING:
     from adamllm_ray.data.manifest import Manifest
@@ -39,6 +40,7 @@ pocket = typer.Typer(no_args_is_help=True, help="The laptop-size models and the 
 app.add_typer(pocket, name="pocket")
 app.add_typer(products)  # report, quality, publish, push
 app.command()(compare)
+app.command()(tune)
 
 WATCH_S = 10.0
 

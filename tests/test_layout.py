@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adamllm_ray"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py"))
 VERBS = "compare config evaluate ingest plan pocket publish push quality redrive report run size".split()  # noqa: SIM905
-VERBS += "status submit synthesize train verify".split()  # noqa: SIM905
+VERBS += "status submit synthesize train tune verify".split()  # noqa: SIM905
 
 
 def imports(path: Path) -> set[str]:
@@ -70,7 +70,7 @@ def test_the_configuration_is_free_of_heavy_imports():
 
 def test_ray_is_imported_where_work_is_distributed_and_nowhere_else():
     rooms = {p.relative_to(PACKAGE).parts[0] for p in SOURCES if "ray" in imports(p)}
-    assert rooms <= {"ray_runtime.py", "gauges.py", "synthesis", "training", "evaluation", "submission"}
+    assert rooms <= {"ray_runtime.py", "gauges.py", "synthesis", "training", "evaluation", "submission", "tuning"}
 
 
 def test_verbs_of_the_command_line():
@@ -94,6 +94,7 @@ TESTED_WITH_A_NEIGHBOUR = {
     "config/synthesis.py": "test_config.py",
     "config/text.py": "test_config.py",
     "config/training.py": "test_config.py",
+    "config/tuning.py": "tuning/test_checks.py",
     "data/draws.py": "synthesis/test_attempts.py",
     "data/jsonfile.py": "data/sources/test_sharegpt.py",
     "data/record.py": "data/test_ingest.py",
@@ -137,6 +138,11 @@ TESTED_WITH_A_NEIGHBOUR = {
     "training/board.py": "training/test_trainer.py",
     "training/books.py": "training/test_stream.py",
     "training/replay.py": "training/test_stream.py",
+    "tuning/command.py": "tuning/test_kill.py",
+    "tuning/inputs.py": "tuning/test_kill.py",
+    "tuning/runner.py": "tuning/test_kill.py",
+    "tuning/schedule.py": "tuning/test_trial.py",
+    "tuning/settings.py": "tuning/test_checks.py",
     "training/worker.py": "training/test_trainer.py",
 }
 

@@ -24,6 +24,7 @@ from adamllm_ray.config.run import (
 )
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.training import LayersSection, LoraSection, PartSection, TrainingSection
+from adamllm_ray.config.tuning import FieldRange, SourceBounds, TuningSection
 
 __all__ = [
     "AskedTask",
@@ -33,6 +34,7 @@ __all__ = [
     "DataSection",
     "EngineSection",
     "EvaluationSection",
+    "FieldRange",
     "ImageLimits",
     "JudgeSection",
     "LayersSection",
@@ -46,9 +48,11 @@ __all__ = [
     "RunConfig",
     "RunSection",
     "S3Section",
+    "SourceBounds",
     "SynthesisSection",
     "TaskSection",
     "TrainingSection",
+    "TuningSection",
     "WebDatasetSection",
     "config_schema",
     "dump_config",

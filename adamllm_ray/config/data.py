@@ -65,7 +65,11 @@ class DataSection(Section):
         "exactly one. parquet, webdataset: a file or a folder. huggingface: what save_to_disk wrote. pocket: empty.",
     )
     s3: S3Section = S3Section()
-    split: str | None = Field(default=None, description="huggingface: which split of a DatasetDict.")
+    split: str | None = Field(
+        default=None,
+        description="huggingface: which split of a DatasetDict. pocket: 'train' holds back the chips that "
+        "{name: pocket, split: validation} asks about.",
+    )
     webdataset: WebDatasetSection = WebDatasetSection()
     image_folder: str | None = Field(
         default=None, description="Where image paths start; the data file's folder if absent."

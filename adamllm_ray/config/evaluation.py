@@ -23,6 +23,7 @@ from adamllm_ray.config.fields import Count, Section
 
 POCKET, POCKET_GENERAL, OWN = "pocket", "pocket_general", "own"
 SHIPPED = (POCKET, POCKET_GENERAL)  # made by the package: no files
+POCKET_SPLITS = ("test", "validation")
 BENCHMARKS = (
     "slake",
     "pathvqa",
@@ -87,10 +88,11 @@ class TaskSection(Section):
 
     @model_validator(mode="after")
     def _source(self) -> TaskSection:
-        if self.shipped and (self.path or self.metric or self.split):
-            raise ValueError(
-                f"'{self.name}' ships with the package and has its own metrics: leave path, split and metric out"
-            )
+        splits = (None, *POCKET_SPLITS) if self.name == POCKET else (None,)
+        if self.shipped and (self.path or self.metric or self.split not in splits):
+            more = f"; split is {' or '.join(POCKET_SPLITS)}, the first if absent" if self.name == POCKET else ""
+            what = "path and metric" if self.name == POCKET else "path, split and metric"
+            raise ValueError(f"'{self.name}' ships with the package and has its own metrics: leave {what} out{more}")
         if not self.shipped and not self.path:
             what = "the released benchmark's folder" if self.benchmark else "your Parquet or JSONL file"
             raise ValueError(f"'{self.name}' needs path: {what}{_spelling(self.name)}")

@@ -29,6 +29,14 @@ class MixtureSection(Section):
     untasked: Share = Field(
         default=1.0, description="Share of the records without a kept task that train as caption only."
     )
+    agreement: Share = Field(
+        default=0.0,
+        description="Tasks to which the judge gives a lower P(Yes) count as none: a filter that is stricter than the "
+        "synthesis' own, without another synthesis.",
+    )
+    caption_first: Share = Field(
+        default=0.5, description="How often the caption comes before the task in `both`; drawn by hash."
+    )
     replay: list[ReplaySource] = Field(default_factory=list)
     tolerance: Share = Field(default=0.05, description="Allowed distance between requested and realised shares.")
 

@@ -17,6 +17,7 @@ from adamllm_ray.config.quality import ContaminationSection, PublishSection, Rep
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
 from adamllm_ray.config.text import apply_override, explain, parse_yaml, refuse_secrets
 from adamllm_ray.config.training import TrainingSection
+from adamllm_ray.config.tuning import TuningSection
 from adamllm_ray.errors import ConfigError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -64,6 +65,7 @@ class RunConfig(Section):
     contamination: ContaminationSection = ContaminationSection()
     report: ReportSection = ReportSection()
     publish: PublishSection = PublishSection()
+    tuning: TuningSection | None = Field(default=None, description="What `adamllm tune` searches; absent: nothing.")
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -276,14 +276,23 @@ class StageFolder:
 class RunFolder:
     """A run's home. ``uri`` as given (made absolute), ``root`` is the path inside ``fs``.
 
+    ``borrowed`` are finished stages of another run in the same filesystem, which later stages here read as their own.
+
     Raises ConfigError for a path that cannot be one, StorageError when the object store cannot be reached.
     """
 
     def __init__(
-        self, output: str, s3: S3Section | None = None, *, lease_s: float = 60.0, s3_lock: bool = True
+        self,
+        output: str,
+        s3: S3Section | None = None,
+        *,
+        lease_s: float = 60.0,
+        s3_lock: bool = True,
+        borrowed: Mapping[str, StageFolder] | None = None,
     ) -> None:
         self.place = storage.resolve(output, s3)
         self._lease_s, self._locks = lease_s, s3_lock or self.place.local
+        self._borrowed = dict(borrowed or {})
         self.uri: str = self.place.uri
         self.fs: pafs.FileSystem = self.place.fs
         self.root: str = self.place.path
@@ -296,7 +305,7 @@ class RunFolder:
 
     def stage(self, name: str) -> StageFolder:
         """The folder of one stage."""
-        return StageFolder(name, self.place.child(name))
+        return self._borrowed.get(name) or StageFolder(name, self.place.child(name))
 
     def write(self, name: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a small file of the run itself (the resolved configuration, say), whole or not at all."""

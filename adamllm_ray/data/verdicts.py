@@ -52,6 +52,9 @@ class Verdict(StrEnum):
     NOTHING_TO_LEARN = "nothing_to_learn"  # no token of the example would carry loss
     CONTAMINATED = "contaminated"  # also in an evaluation set, by a kind of match in contamination.exclude
     NOT_DRAWN = "not_drawn"  # the mixture left it out in every epoch (mixture.untasked below 1)
+    # tuning: the trial
+    TRIAL_STOPPED = "trial_stopped"  # ended at a rung, by the budget, or with the driver
+    TRIAL_FAILED = "trial_failed"
 
     @property
     def outcome(self) -> Outcome:
@@ -78,6 +81,7 @@ _REJECTED = frozenset(
         Verdict.NOTHING_TO_LEARN,
         Verdict.NOT_DRAWN,
         Verdict.CONTAMINATED,
+        Verdict.TRIAL_STOPPED,
     }
 )
 

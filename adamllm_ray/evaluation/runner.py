@@ -24,7 +24,7 @@ from adamllm_ray.config import AskedTask, RunConfig
 from adamllm_ray.config.evaluation import POCKET
 from adamllm_ray.data.images import decode
 from adamllm_ray.data.manifest import Manifest, code_version
-from adamllm_ray.data.run import RunFolder
+from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, ModelError, RowAccountingError, SourceError, TooManyFailures
 from adamllm_ray.evaluation.answers import Contestant, answer
@@ -38,7 +38,7 @@ from adamllm_ray.models.card import refresh_card
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.synthesis.actors import EngineMaker
 
-STAGE = "evaluate"
+STAGE, BASE = "evaluate", "base"
 MAX_REFUSED_SHARE = 0.05  # of a model's questions that its engine may refuse before the figures mean nothing
 NOTHING = (
     "evaluation.task is empty: name a .parquet or .jsonl file with questions, or 'pocket'; or list evaluation.tasks"
@@ -58,7 +58,12 @@ PREDICTION_SCHEMA = pa.schema(
 
 
 def evaluate(
-    config: RunConfig, run: RunFolder, *, force_new: bool = False, engine_maker: EngineMaker | None = None
+    config: RunConfig,
+    run: RunFolder,
+    *,
+    force_new: bool = False,
+    engine_maker: EngineMaker | None = None,
+    known: StageFolder | None = None,
 ) -> Manifest:
     """Score the base model and the adapted one on the configured tasks. Connects to Ray, or starts a local one.
 
@@ -67,6 +72,7 @@ def evaluate(
         run: its folder, with a finished train stage unless ``models.adapted`` names a model.
         force_new: throw away what is there of this stage.
         engine_maker: makes a replica's engine; what ``evaluation.backend`` says unless a test says otherwise.
+        known: what `ask_base` has written for this configuration: its questions and answers are used, not kept again.
 
     Raises:
         ConfigError: no task is configured.
@@ -79,12 +85,16 @@ def evaluate(
         raise ConfigError(NOTHING)
     contestants = _contestants(config, run)
     stage = run.stage(STAGE)
+    if known is not None:
+        _same_questions(config, contestants[:1], known)
     finished = stage.begin(fingerprint(config, contestants), force_new=force_new) == "finished"
     manifest = stage.manifest() if finished else None
     if manifest is None:
-        questions = QuestionStore(stage)
+        questions = QuestionStore(known or stage)
         total = _fill(questions, config)
-        stores = {one.name: AnswerStore(stage, one.name) for one in contestants}
+        stores = {
+            one.name: AnswerStore(known if known and one.name == BASE else stage, one.name) for one in contestants
+        }
         _ask(questions, stores, contestants, config, total, engine_maker)
         keys = {one.id: one for one in questions.questions()}
         predictions = [row for name, store in stores.items() for row in _scored(store.rows(), name, keys)]
@@ -101,6 +111,36 @@ def evaluate(
     if config.models.adapted is None:  # what was scored is the run's own model
         refresh_card(config, run)
     return manifest
+
+
+def ask_base(
+    config: RunConfig, stage: StageFolder, *, force_new: bool = False, engine_maker: EngineMaker | None = None
+) -> Manifest:
+    """Put the questions and the base model's answers into ``stage``, for evaluations that have both in common.
+
+    Raises:
+        As `evaluate`.
+    """
+    started = time.monotonic()
+    if not config.evaluation.asked:
+        raise ConfigError(NOTHING)
+    contestants = base_contestants(config)
+    finished = stage.begin(fingerprint(config, contestants), force_new=force_new) == "finished"
+    manifest = stage.manifest() if finished else None
+    if manifest is None:
+        questions = QuestionStore(stage)
+        total = _fill(questions, config)
+        store = AnswerStore(stage, BASE)
+        _ask(questions, {BASE: store}, contestants, config, total, engine_maker)
+        verdicts = Counter(row["verdict"] for row in store.rows())
+        manifest = stage.finish(rows_in=total, verdicts=verdicts, seconds=time.monotonic() - started)
+    return manifest
+
+
+def _same_questions(config: RunConfig, base: Sequence[Contestant], known: StageFolder) -> None:
+    """Raise FingerprintMismatch unless ``known`` holds what this evaluation would ask its base model."""
+    if known.begin(fingerprint(config, base)) != "finished":
+        raise ConfigError(f"{known.uri} is not finished: its answers cannot be used")
 
 
 def check(config: RunConfig) -> None:
@@ -168,18 +208,26 @@ def _contestants(config: RunConfig, run: RunFolder) -> list[Contestant]:
     from adamllm_ray.models.adapter import is_adapter
     from adamllm_ray.models.checkpoint import resolve_model
 
-    base, adapted = resolve_model(config.models.base), config.models.adapted
+    [one], adapted = base_contestants(config), config.models.adapted
+    base = one.folder
     if adapted is not None:
         if is_adapter(adapted, config.run.s3):
-            return [Contestant("base", base), Contestant("adapted", base, adapted)]
-        return [Contestant("base", base), Contestant("adapted", resolve_model(adapted, config.run.s3))]
+            return [one, Contestant("adapted", base, adapted)]
+        return [one, Contestant("adapted", resolve_model(adapted, config.run.s3))]
     trained = run.stage("train")
     if trained.manifest() is None:
         raise ModelError(
             f"there is no trained model in {trained.uri}: run `adamllm train` with this configuration first, or name "
             "one as models.adapted"
         )
-    return [Contestant("base", base), Contestant("adapted", f"{trained.uri}/model")]
+    return [one, Contestant("adapted", f"{trained.uri}/model")]
+
+
+def base_contestants(config: RunConfig) -> list[Contestant]:
+    """The base model alone."""
+    from adamllm_ray.models.checkpoint import resolve_model
+
+    return [Contestant(BASE, resolve_model(config.models.base))]
 
 
 def _fill(questions: QuestionStore, config: RunConfig) -> int:
@@ -274,7 +322,8 @@ def _scores(predictions: Sequence[Mapping[str, Any]], questions: QuestionStore, 
 
 def _baselines(questions: QuestionStore, config: RunConfig, scored: set[str]) -> list[Baseline]:
     """Majority always; the colour model only where the task has labelled questions of the train domain."""
-    if [asked.task.name for asked in config.evaluation.asked if not asked.general] != [POCKET]:
+    domain = [asked.task for asked in config.evaluation.asked if not asked.general]
+    if [task.name for task in domain] != [POCKET] or domain[0].split == "validation":
         return [majority(questions.questions(scored), None)]
     from adamllm_ray.evaluation.tasks.pocket import pocket_train_questions
 

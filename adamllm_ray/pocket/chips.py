@@ -31,6 +31,7 @@ Split = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
 
 TEST_LONGITUDES = ((-80.0, -55.0), (60.0, 95.0))  # degrees east
+VALIDATION_LONGITUDES = ((-125.0, -100.0), (100.0, 125.0))  # of the training regions: see `part_of`
 GAP_DEGREES = 0.5
 MAX_LATITUDE = 72.0
 STRIDE_PX = 20  # neighbouring chips overlap inside a split
@@ -109,6 +110,19 @@ def split_of(west: float, east: float) -> Split | None:
     for low, high in TEST_LONGITUDES:
         if west >= low and east <= high:
             return "test"
+        if west < high + GAP_DEGREES and east > low - GAP_DEGREES:
+            return None
+    return "train"
+
+
+def part_of(chip: Chip) -> Literal["train", "validation"] | None:
+    """Which part of the training regions a chip is in, for runs that hold one back; None on the border of the two."""
+    width = load_world().picture.shape[1]
+    column = int(chip.key[6:10])
+    west, east = column / width * 360 - 180, (column + IMAGE_SIDE) / width * 360 - 180
+    for low, high in VALIDATION_LONGITUDES:
+        if west >= low and east <= high:
+            return "validation"
         if west < high + GAP_DEGREES and east > low - GAP_DEGREES:
             return None
     return "train"

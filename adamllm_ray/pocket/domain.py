@@ -13,14 +13,14 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from adamllm_ray.data.draws import uniform
 from adamllm_ray.pocket import language
-from adamllm_ray.pocket.chips import CLIMATES, STRIDE_PX, WATERS, Chip, Split, all_chips
+from adamllm_ray.pocket.chips import CLIMATES, STRIDE_PX, WATERS, Chip, all_chips, part_of
 from adamllm_ray.pocket.language import Fact
 
 DEFAULT_PAIRS = 1600
@@ -62,22 +62,34 @@ class DomainQuestion:
     choices: tuple[str, ...]
 
 
-def training_pairs(limit: int | None = None) -> Iterator[Pair]:
-    """Chips of the training regions with captions, rare facts preferred; the same ones every time."""
-    for chip in _varied(all_chips("train"), limit or DEFAULT_PAIRS):
+def training_pairs(limit: int | None = None, *, hold_back: bool = False) -> Iterator[Pair]:
+    """Chips of the training regions with captions, rare facts preferred; the same ones every time.
+
+    ``hold_back``: only those that touch no chip of `validation_questions`.
+    """
+    chips = all_chips("train")
+    if hold_back:
+        chips = tuple(chip for chip in chips if part_of(chip) == "train")
+    for chip in _varied(chips, limit or DEFAULT_PAIRS):
         caption, _ = language.caption_and_task(_told(chip), Random(f"{_SEED}-caption-{chip.key}"))
         yield Pair(chip.key, png(chip), caption, {"facts": [[f.kind, f.noun, f.value] for f in chip.facts]})
 
 
 def benchmark_questions(limit: int | None = None) -> Iterator[DomainQuestion]:
     """The benchmark: questions about chips of the test regions, answers balanced within a type as far as they exist."""
-    questions = _balanced("test", QUESTIONS_PER_ANSWER)
+    questions = _balanced(all_chips("test"), QUESTIONS_PER_ANSWER)
     yield from questions[:limit]
+
+
+def validation_questions() -> Iterator[DomainQuestion]:
+    """The same kinds of questions about the part of the training regions that ``data.split: train`` holds back."""
+    held_back = [chip for chip in all_chips("train") if part_of(chip) == "validation"]
+    yield from _balanced(held_back, QUESTIONS_PER_ANSWER)
 
 
 def train_questions() -> Iterator[DomainQuestion]:
     """Labelled questions about training chips. Only the colour baseline is fitted on them, never a model."""
-    yield from _balanced("train", 4 * QUESTIONS_PER_ANSWER)
+    yield from _balanced(all_chips("train"), 4 * QUESTIONS_PER_ANSWER)
 
 
 def check_triplet(meta: dict[str, Any], question: str, informative: str, precise: str) -> bool | None:
@@ -128,9 +140,9 @@ def _name(fact: Fact) -> tuple[str, str, str]:
     return fact.kind, fact.noun, fact.value
 
 
-def _balanced(split: Split, per_answer: int) -> list[DomainQuestion]:
+def _balanced(chips: Iterable[Chip], per_answer: int) -> list[DomainQuestion]:
     groups: dict[tuple[str, str], list[DomainQuestion]] = {}
-    for chip in sorted(all_chips(split), key=_test_order):
+    for chip in sorted(chips, key=_test_order):
         for fact in chip.facts:
             for name, asked, choices in _ask(chip, fact):
                 group = groups.setdefault((name, asked.precise), [])

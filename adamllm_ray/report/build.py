@@ -25,6 +25,7 @@ from adamllm_ray.report import collect as facts
 from adamllm_ray.report import plots, thumbnails
 from adamllm_ray.report.gallery import Card, gallery
 from adamllm_ray.report.scoring import metric_rows, score_tables, task_rows
+from adamllm_ray.report.search import search_rows
 
 REPORT = "report/index.html"
 
@@ -74,6 +75,7 @@ def render(config: RunConfig, found: facts.Collected, cards: list[Card]) -> str:
             threshold=_threshold(config),
             verdicts=_verdict_rows(found.manifests),
             mixture=_mixture(found.values("train")),
+            search=search_rows(found.values("tune")),
             parts=found.values("train").get("parts") or [],
             profile=found.profile,
             contamination=found.contamination,
@@ -138,6 +140,7 @@ def _plots(config: RunConfig, found: facts.Collected) -> dict[str, str]:
         "rate": plots.side_curve(losses, "lr", "learning rate"),
         "norm": plots.side_curve(losses, "grad_norm", "gradient norm"),
         "keep": plots.keep_curve(profile.get("keep_curve", []), _threshold(config)),
+        "search": plots.mixture_surface(found.values("tune")) if found.values("tune") else "",
         "reliability": plots.reliability(calibration["bins"]) if calibration else "",
     }
 

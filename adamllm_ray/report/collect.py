@@ -19,7 +19,7 @@ from adamllm_ray.quality.profile import JUDGED
 RIGHT_OR_WRONG = frozenset(
     {"auto", "yes_no", "choice", "numbered_choice", "category", "exact"}
 )  # strict metrics, 0 or 1
-STAGES = ("ingest", "synthesize", "train", "evaluate")
+STAGES = ("ingest", "synthesize", "tune", "train", "evaluate")
 VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.OK: "usable",
     Verdict.DUPLICATE: "same content as an earlier row; marked, not used again",
@@ -50,6 +50,8 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.NOTHING_TO_LEARN: "no token of the example would carry loss",
     Verdict.CONTAMINATED: "also in an evaluation set; left out of training",
     Verdict.NOT_DRAWN: "the mixture left it out in every epoch",
+    Verdict.TRIAL_STOPPED: "the trial was ended on its way",
+    Verdict.TRIAL_FAILED: "the trial died for good",
 }
 
 LOST_WORDS = {  # of questions: short, behind their number

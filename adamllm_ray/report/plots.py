@@ -129,6 +129,67 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> str:
         return _svg(figure)
 
 
+def mixture_surface(search: Mapping[str, Any]) -> str:
+    """Predicted score over the mixtures of two sources (a line) or three (a triangle), with the trials. SVG text.
+
+    Empty where nothing was fitted, and for other numbers of sources.
+    """
+    fitted, sources = search.get("surface"), search["sources"]
+    if not fitted or not fitted["grid"]:
+        return ""
+    return _line_of_two(search, sources) if len(sources) == 2 else _triangle(search, sources)
+
+
+def _line_of_two(search: Mapping[str, Any], sources: Sequence[str]) -> str:
+    grid = sorted(search["surface"]["grid"], key=lambda point: point["weights"][sources[0]])
+    at = [point["weights"][sources[0]] for point in grid]
+    done = _scored(search)
+    with _figure(5.4, 3.2, sources) as (figure, axes):
+        low, high = ([100 * point[end] for point in grid] for end in ("lo", "hi"))
+        axes.fill_between(at, low, high, color=LINE, linewidth=0)
+        axes.plot(at, [100 * point["score"] for point in grid], color=ADAPTED, linewidth=2)
+        tried = [trial["weights"][sources[0]] for trial in done]
+        axes.plot(tried, [100 * trial["score"] for trial in done], "o", color=INK, markersize=4)
+        axes.axvline(search["best"]["weights"][sources[0]], color=MARK, linewidth=1.4)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel(f"share of {sources[0]} (the rest: {sources[1]})")
+        axes.set_ylabel("validation score, %")
+        axes.tick_params(length=0)
+        return _svg(figure)
+
+
+def _triangle(search: Mapping[str, Any], sources: Sequence[str]) -> str:
+    """Darker is better. Each corner is a mixture of one source alone."""
+    grid = search["surface"]["grid"]
+    scores = [point["score"] for point in grid]
+    least, span = min(scores), (max(scores) - min(scores)) or 1.0
+    with _figure(5.4, 4.7, sources) as (figure, axes):
+        across, up = _places([point["weights"] for point in grid], sources)
+        shades = [0.08 + 0.92 * ((score - least) / span) ** 1.5 for score in scores]
+        axes.scatter(across, up, c=ADAPTED, alpha=shades, marker="h", s=190, linewidths=0)
+        across, up = _places([trial["weights"] for trial in _scored(search)], sources)
+        axes.plot(across, up, "o", color=INK, markersize=4)
+        across, up = _places([search["best"]["weights"]], sources)
+        axes.plot(across, up, "*", color=MARK, markersize=15)
+        for source, x, y, side in zip(
+            sources, (0, 1, 0.5), (-0.09, -0.09, 0.92), ("left", "right", "center"), strict=True
+        ):
+            axes.text(x, y, source, ha=side)
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        return _svg(figure)
+
+
+def _places(mixtures: Sequence[Mapping[str, float]], sources: Sequence[str]) -> tuple[list[float], list[float]]:
+    """Where mixtures of three sources lie in an equilateral triangle: first corner left, second right, third above."""
+    across = [mixture[sources[1]] + mixture[sources[2]] / 2 for mixture in mixtures]
+    return across, [mixture[sources[2]] * 3**0.5 / 2 for mixture in mixtures]
+
+
+def _scored(search: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [trial for trial in search["trials"] if trial["verdict"] == "ok"]
+
+
 def _unit(axes: Any, across: str, up: str) -> None:
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-2, 102)

@@ -21,7 +21,8 @@ from adamllm_ray.exits import Outcome, outcome
 if TYPE_CHECKING:
     from adamllm_ray.data.manifest import Manifest
 
-VERBS = {"ingest": "ingest", "synthesize": "synthesize", "train": "train", "evaluate": "evaluate", "pipeline": "run"}
+VERBS = {"ingest": "ingest", "synthesize": "synthesize", "train": "train", "evaluate": "evaluate", "tune": "tune"}
+VERBS |= {"pipeline": "run"}
 LONGEST_ERROR = 2000  # characters
 _COUNTS = ("rows_in", "kept", "rejected", "failed", "seconds")
 

@@ -16,19 +16,20 @@ from adamllm_ray.errors import ConfigError
 from adamllm_ray.submission.limits import GPU, limits
 from adamllm_ray.synthesis.pools import Pool, cpu_share
 
-_ENGINES = {"synthesize": ("synthesis", "judge"), "evaluate": ("evaluation",)}
+_ENGINES = {"synthesize": ("synthesis", "judge"), "evaluate": ("evaluation",), "tune": ("evaluation",)}
 
 
 def refuse_too_large(job: str, config: RunConfig, cluster: Mapping[str, Any]) -> None:
     """Raise ConfigError naming the setting and what the groups have, where pods or the sum of all are too small."""
     total, largest = limits(cluster), _gpus_of_largest_pod(cluster)
     for stage, names in _ENGINES.items():
-        if job in (stage, "pipeline") and (stage != "evaluate" or config.evaluation.asked):
+        whole = job == "pipeline" and stage != "tune" and (stage != "evaluate" or bool(config.evaluation.asked))
+        if job == stage or whole:
             engines = dict(_engines(config, names))
             for name, engine in engines.items():
                 _fits_a_pod(f"{name}.engine.gpus_per_replica", engine, largest)
             cpu_share({name: Pool(engine, 1) for name, engine in engines.items()}, total)
-    if job in ("train", "pipeline"):
+    if job in ("train", "tune", "pipeline"):
         _fits_training(config, total)
 
 

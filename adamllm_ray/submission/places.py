@@ -15,7 +15,7 @@ from typing import Any
 from adamllm_ray.config import RunConfig
 from adamllm_ray.errors import ConfigError
 
-STAGES = ("ingest", "synthesize", "train", "evaluate", "pipeline")
+STAGES = ("ingest", "synthesize", "train", "evaluate", "tune", "pipeline")
 MODEL = "s3://bucket/folder, pocket:NAME, or, where nodes reach a hub, org/name@<revision>"
 DATA = "s3://bucket/prefix"
 
@@ -64,9 +64,9 @@ def _has_mirror(group: Mapping[str, Any]) -> bool:
 def _fields(job: str, config: RunConfig) -> Iterator[tuple[str, str, str]]:
     """(field, value, what it could be instead) of each path that the job reads or writes, as far as they are set."""
     yield "run.output", config.run.output, DATA
-    of_stage = {"ingest": _ingest, "synthesize": _synthesize, "train": _train, "evaluate": _evaluate}
+    of_stage = {"ingest": _ingest, "synthesize": _synthesize, "train": _train, "evaluate": _evaluate, "tune": _tune}
     for stage, fields in of_stage.items():
-        if job in (stage, "pipeline"):
+        if job == stage or (job == "pipeline" and stage != "tune"):  # a search is asked for by its own name
             yield from ((field, value, instead) for field, value, instead in fields(config) if value)
     if job == "pipeline":
         yield from ((field, value, instead) for field, value, instead in _report(config) if value)
@@ -102,6 +102,21 @@ def _evaluate(config: RunConfig) -> _Fields:
     yield "models.base", config.models.base, MODEL
     yield "models.adapted", config.models.adapted, MODEL
     yield from _asked(config)
+
+
+def _tune(config: RunConfig) -> _Fields:
+    yield from _train(config)
+    yield from _asked(config)
+    section = config.tuning
+    if section is None:
+        return
+    for number, task in enumerate(section.validation):
+        yield f"tuning.validation.{number}.path", task.path, DATA
+    for number, folder in enumerate(section.warm_start):
+        yield f"tuning.warm_start.{number}", folder, DATA
+    bases = section.fields.get("models.base")
+    for base in [section.proxy.get("models.base"), *((bases.values or []) if bases else [])]:
+        yield "tuning: models.base", None if base is None else str(base), MODEL
 
 
 def _asked(config: RunConfig) -> _Fields:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from adamllm_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from adamllm_ray.quality.contamination import EvaluationSets
+    from adamllm_ray.training.catalog import Catalog
 
 _KEPT = ("step", "loss", "lr", "grad_norm", "kinds")  # of each step in the manifest: what a repetition gives again
 
@@ -37,31 +38,44 @@ def forbidden_sets(config: RunConfig) -> EvaluationSets | None:
     return sets
 
 
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What there is to train on, whatever the mixture: its rows, and the verdicts of each replay source."""
+
+    catalog: Catalog
+    replay: dict[str, dict[str, int]]
+
+
+def take_stock(
+    config: RunConfig, run: RunFolder, stage: StageFolder, base: str, forbidden: EvaluationSets | None
+) -> Stock:
+    """Read and measure every record once. Replay sources are copied into ``stage``."""
+    from adamllm_ray.models.checkpoint import load_processor
+    from adamllm_ray.quality.contamination import contaminated_ids, find_contamination
+    from adamllm_ray.training.catalog import build_catalog
+    from adamllm_ray.training.lengths import Lengths
+    from adamllm_ray.training.replay import copy_replay
+
+    replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3)
+    contaminated = {}
+    if forbidden is not None:
+        find_contamination(config, run, forbidden)
+        contaminated = contaminated_ids(run, config.contamination.exclude)
+    measure = Lengths(load_processor(base), config.data.images)
+    return Stock(build_catalog(run.stage("synthesize"), replay.files, measure, contaminated), replay.verdicts)
+
+
 class Books:
     """The plan as the driver sees it, and the accounting at the end."""
 
-    def __init__(
-        self, config: RunConfig, run: RunFolder, stage: StageFolder, base: str, forbidden: EvaluationSets | None
-    ) -> None:
-        from adamllm_ray.models.checkpoint import load_processor
-        from adamllm_ray.quality.contamination import contaminated_ids, find_contamination
+    def __init__(self, config: RunConfig, stage: StageFolder, stock: Stock) -> None:
         from adamllm_ray.training.batches import steps_for
-        from adamllm_ray.training.catalog import build_catalog, write_catalog
-        from adamllm_ray.training.lengths import Lengths
+        from adamllm_ray.training.catalog import write_catalog
         from adamllm_ray.training.mix import Mixture
-        from adamllm_ray.training.replay import copy_replay
         from adamllm_ray.training.stream import plan
 
-        replay = copy_replay(config.mixture.replay, config.data.images, stage, config.data.s3)
-        self.replay = replay.verdicts
-        self.stage = stage
-        contaminated = {}
-        if forbidden is not None:
-            find_contamination(config, run, forbidden)
-            contaminated = contaminated_ids(run, config.contamination.exclude)
-        measure = Lengths(load_processor(base), config.data.images)
-        self.catalog = build_catalog(run.stage("synthesize"), replay.files, measure, contaminated)
-        self.mixture = Mixture(self.catalog.items(), config.mixture, config.run.seed)
+        self.stage, self.catalog, self.replay = stage, stock.catalog, stock.replay
+        self.mixture = Mixture(self.catalog.items(config.mixture.agreement), config.mixture, config.run.seed)
         self.entries = plan(self.mixture, config.training)
         self.steps = steps_for(len(self.entries), config.training)
         if not self.steps:

@@ -41,6 +41,7 @@ SCHEMA = pa.schema(
         pa.field("id", pa.large_string(), nullable=False),
         pa.field("verdict", _NAME, nullable=False),  # of the pair: only "ok" trains
         pa.field("tasked", pa.bool_(), nullable=False),
+        pa.field("judge_yes", pa.float32()),  # P(Yes) of the judge, where it was asked
         *(pa.field(form, pa.int32(), nullable=False) for form in FORMS),  # tokens in each form; 0: not usable
         pa.field("file", _NAME, nullable=False),  # path inside the run's file system
         pa.field("row", pa.int32(), nullable=False),  # inside the file
@@ -68,16 +69,22 @@ class Catalog:
         """Positions of the rows that may train."""
         return np.flatnonzero(pc.equal(self.table["verdict"], Verdict.OK.value).to_numpy())
 
-    def items(self) -> Items:
-        """What the mixture needs to know of the usable rows, in the order of `usable`."""
+    def items(self, agreement: float = 0.0) -> Items:
+        """What the mixture needs to know of the usable rows, in the order of `usable`.
+
+        A task to which the judge gives less than ``agreement`` counts as none.
+        """
         table = self.table.filter(pc.equal(self.table["verdict"], Verdict.OK.value)).combine_chunks()
         source = _single(table["source"])
         tokens = np.stack([table[form].to_numpy() for form in FORMS], axis=1)
+        tasked = table["tasked"].to_numpy()
+        if agreement > 0:
+            tasked = tasked & (pc.fill_null(table["judge_yes"], 0.0).to_numpy() >= np.float32(agreement))
         return Items(
             source.dictionary.to_pylist(),
             source.indices.to_numpy(zero_copy_only=False),
             _single(table["id"]),
-            table["tasked"].to_numpy(),
+            tasked,
             tokens,
         )
 
@@ -230,7 +237,13 @@ def _source_table(fs: Any, source: str, files: list[str], measure: Measure, mark
 
 def _gathered(fs: Any, source: str, files: list[str]) -> Iterator[pa.Table]:
     """The short columns of all rows, with ``file`` (position in ``files``) and ``row``, some thousands at a time."""
-    names = ["id", "verdict", "width", "height", *([*TEXTS, "task_verdict"] if source == DOMAIN else ["turns"])]
+    names = [
+        "id",
+        "verdict",
+        "width",
+        "height",
+        *([*TEXTS, "task_verdict", "judge_yes"] if source == DOMAIN else ["turns"]),
+    ]
     waiting: list[pa.Table] = []
     for file, first, batch in read_located(fs, files, names):
         rows = np.arange(first, first + len(batch), dtype=np.int32)
@@ -265,6 +278,8 @@ def _measured(fs: Any, files: list[str], rows: pa.Table, measure: Measure) -> pa
     tokens[usable.to_numpy()] = measure(_with_sizes(fs, files, chosen, measure))
     columns: dict[str, Any] = {form: tokens[:, index] for index, form in enumerate(FORMS)}
     columns |= {"tasked": tasked, "id": rows["id"].cast(pa.large_string())}
+    there = "judge_yes" in rows.column_names
+    columns["judge_yes"] = rows["judge_yes"] if there else pa.nulls(len(rows), pa.float32())
     return pa.table(columns | {name: rows[name] for name in ("verdict", "file", "row")})
 
 

@@ -130,13 +130,17 @@ def synthesizer_turns(
     return turns
 
 
-def single_stage_turns(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int) -> list[Turn]:
+def single_stage_turns(
+    row: Mapping[str, Any], form: Form, *, seed: int, epoch: int, caption_first: float = 0.5
+) -> list[Turn]:
     """The paper's single-stage example made of a synthesized row (section 3.2): caption, task, or both.
 
-    The order of the two is drawn by hash of (seed, epoch, id); the image stands before whatever comes first.
+    The order of the two is drawn by hash of (seed, epoch, id), the caption first with the probability
+    ``caption_first``; the image stands before whatever comes first.
     """
     turns: list[Turn] = []
-    for index, kind in enumerate(turn_kinds(row, form, seed=seed, epoch=epoch)):
+    kinds = turn_kinds(row, form, seed=seed, epoch=epoch, caption_first=caption_first)
+    for index, kind in enumerate(kinds):
         if kind == "caption":
             question, answer = caption_request(row, seed=seed, epoch=epoch), row["caption"]
         else:
@@ -145,11 +149,12 @@ def single_stage_turns(row: Mapping[str, Any], form: Form, *, seed: int, epoch: 
     return turns
 
 
-def turn_kinds(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int) -> list[str]:
+def turn_kinds(row: Mapping[str, Any], form: Form, *, seed: int, epoch: int, caption_first: float = 0.5) -> list[str]:
     """What the assistant turns of `single_stage_turns` are, in order: caption, task."""
     if form != "both":
         return [form]
-    return ["task", "caption"] if uniform(seed, "order", epoch, row["id"]) < 0.5 else ["caption", "task"]
+    task_first = uniform(seed, "order", epoch, row["id"]) < 1 - caption_first
+    return ["task", "caption"] if task_first else ["caption", "task"]
 
 
 def replayed_turns(texts: Sequence[tuple[str, str]], has_image: bool) -> list[Turn]:

@@ -58,7 +58,7 @@ def open_batches(config: str, output: str, base: str, rank: int, world: int) -> 
     settings = parse_config(json.loads(config))
     section, stage = settings.training, RunFolder(output, settings.run.s3).stage("train")
     catalog = read_catalog(stage)
-    mixture = Mixture(catalog.items(), settings.mixture, settings.run.seed)
+    mixture = Mixture(catalog.items(settings.mixture.agreement), settings.mixture, settings.run.seed)
     collator = Collator(
         load_processor(base),
         section.max_length,
@@ -129,5 +129,6 @@ class RowBatches:
         if entry.form.startswith("replay:"):
             return replayed_turns(json.loads(row["turns"]), row["image"] is not None), [entry.form]
         form: Form = "caption" if entry.form == "untasked" else cast("Form", entry.form)
-        draw = {"seed": self.mixture.seed, "epoch": entry.epoch}
+        draw: dict[str, Any] = {"seed": self.mixture.seed, "epoch": entry.epoch}
+        draw["caption_first"] = self.mixture.section.caption_first
         return single_stage_turns(row, form, **draw), turn_kinds(row, form, **draw)

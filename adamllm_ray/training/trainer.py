@@ -15,9 +15,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from adamllm_ray import gauges, progress
@@ -31,9 +31,9 @@ from adamllm_ray.models.checkpoint import model_fingerprint, resolve_model
 from adamllm_ray.ray_runtime import ray_session
 from adamllm_ray.training import snapshots
 from adamllm_ray.training.board import failure, start_board, watching
-from adamllm_ray.training.books import Books, forbidden_sets
+from adamllm_ray.training.books import Books, Stock, forbidden_sets, take_stock
 from adamllm_ray.training.trackers import open_trackers, require, scalars
-from adamllm_ray.training.worker import OUTCOME, RAY_RUN, work
+from adamllm_ray.training.worker import OUTCOME, RAY_RUN, RUNG_DONE, rung, work
 
 if TYPE_CHECKING:
     from adamllm_ray.quality.contamination import EvaluationSets
@@ -72,13 +72,35 @@ _FREE = {
 _FREE_INSIDE: Any = {part: {"gradient_checkpointing"} for part in ("language_model", "vision_tower")}
 
 
-def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Manifest:
+@dataclass(frozen=True, slots=True)
+class Rungs:
+    """Steps at which training pauses; ``reached(step, model folder)`` is called before it goes on."""
+
+    steps: Sequence[int]
+    reached: Callable[[int, str], None]
+
+
+def train(
+    config: RunConfig,
+    run: RunFolder,
+    *,
+    force_new: bool = False,
+    stock: Stock | None = None,
+    rungs: Rungs | None = None,
+) -> Manifest:
     """Post-train ``models.base`` on the synthesized records and export it to ``train/model``.
 
     ``extra`` of the manifest: ``model`` (folder), ``steps``, ``losses`` ({step, loss, lr, grad_norm, kinds} of each),
     ``speed`` (see `speed`), ``shares`` (requested and realised per form), ``parts`` (the table), ``refused`` and
     ``replay`` (counts), ``resumed`` (steps that were continued from after a death), ``passed_over`` (checkpoints that
     were damaged).
+
+    Args:
+        config: the run's configuration.
+        run: its folder.
+        force_new: throw away what is there of this stage.
+        stock: what was found to train on before, by a run that differs in the mixture alone.
+        rungs: where to pause, and whom to show the model then.
 
     Raises:
         ConfigError: synthesis is not finished, or nothing is left to train on.
@@ -97,7 +119,10 @@ def train(config: RunConfig, run: RunFolder, *, force_new: bool = False) -> Mani
         finished = stage.manifest()
         if finished is not None:
             return refresh_card(config, run)
-    books = Books(config, run, stage, base, sets)
+    books = Books(config, stage, stock or take_stock(config, run, stage, base, sets))
+    for step in rungs.steps if rungs is not None else ():
+        if rungs is not None and step < books.steps:
+            rungs.reached(step, _climb(config, run, base, books.steps, rows, step))
     outcome = _run(config, run, base, books.steps, rows)
     verdicts, extra = books.verdicts(outcome["refused"]), books.summary(outcome)
     seconds = time.monotonic() - started
@@ -148,14 +173,24 @@ def _checked(config: RunConfig, base: str) -> list[PartRow]:
     return check_training(config.training, base)
 
 
-def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[PartRow]) -> dict[str, Any]:
-    """Print what trains and train it in Ray. Returns what worker 0 wrote at the end."""
+def _climb(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[PartRow], until: int) -> str:
+    """Train as far as this step, if that was not done before. Returns the folder of the model of that step."""
+    stage = run.stage(STAGE)
+    if storage.read_small(stage.place.child(f"{rung(until)}/{RUNG_DONE}")) is None:
+        _run(config, run, base, steps, rows, until)
+    return f"{stage.uri}/{rung(until)}/model"
+
+
+def _run(
+    config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[PartRow], until: int = 0
+) -> dict[str, Any]:
+    """Print what trains and train it in Ray. Returns what worker 0 wrote at the end, or at the step ``until``."""
     from adamllm_ray.training.parts import parts_table
 
     print(parts_table(rows), file=sys.stderr, flush=True)
-    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps}
+    job = {"config": config.model_dump_json(), "output": run.uri, "model": base, "steps": steps, "until": until}
     job["parts"] = [asdict(row) for row in rows]
-    stage = run.stage(STAGE)
+    stage, note = run.stage(STAGE), f"{rung(until)}/{RUNG_DONE}" if until else OUTCOME
     with ray_session(), open_trackers(config, stage) as tell, progress.task(STAGE, steps) as bar:
         board, stopping = start_board(), threading.Event()
         bar.update(0)  # who watches sees a training that waits for machines
@@ -170,13 +205,13 @@ def _run(config: RunConfig, run: RunFolder, base: str, steps: int, rows: list[Pa
         said = failure(board)
     if said:
         raise TrainingError(said)
-    if stopping.is_set() and storage.read_small(stage.place.child(OUTCOME)) is None:
+    if stopping.is_set() and storage.read_small(stage.place.child(note)) is None:
         raise KeyboardInterrupt
     if error is not None:
         raise TrainingError(f"training stopped: {_first_cause(error)}. The same command continues.") from error
-    written = storage.read_small(stage.place.child(OUTCOME))
+    written = storage.read_small(stage.place.child(note))
     if written is None:
-        raise TrainingError(f"training ended, but {stage.uri}/{OUTCOME} was not written; run the same command again")
+        raise TrainingError(f"training ended, but {stage.uri}/{note} was not written; run the same command again")
     outcome: dict[str, Any] = json.loads(written)
     return outcome
 

@@ -19,7 +19,13 @@ from adamllm_ray.training.board import Line
 from adamllm_ray.training.snapshots import FolderNotShared
 
 OUTCOME = "outcome.json"
+RUNG_DONE = "done.json"
 RAY_RUN = "train"  # name of the Ray Train run inside <stage>/ray
+
+
+def rung(step: int) -> str:
+    """Folder inside the stage of the model that training left behind at this step, on its way."""
+    return f"rungs/{step}"
 
 
 def work(job: dict[str, Any]) -> None:
@@ -34,7 +40,7 @@ def work(job: dict[str, Any]) -> None:
     try:
         config = parse_config(json.loads(job["config"]))
         worker = Worker.start(config, job["output"], job["model"], job["steps"], job["parts"])
-        worker.train(Line(board))
+        worker.train(Line(board), job["until"])
     except (ModelError, LossNotFinite, FolderNotShared) as error:
         import ray
 
@@ -104,10 +110,11 @@ class Worker:
         saved = Checkpoints(stage.place.child(f"ray/{RAY_RUN}"), loop)
         return cls(config, base, stage, loop, source, parts, rank, world, saved)
 
-    def train(self, line: Line) -> None:
+    def train(self, line: Line, until: int = 0) -> None:
         """Continue from the newest valid checkpoint, or start; end with the exported model and the outcome.
 
-        Asked to stop, it ends with a checkpoint and no outcome.
+        Asked to stop, it ends with a checkpoint and no outcome. After the step ``until`` (0: none) it does so, too, and
+        leaves the model of that step behind.
         """
         start = self._resume()
         if self.rank == 0:
@@ -123,9 +130,16 @@ class Worker:
             if last or report.step % self.config.training.checkpoint_every == 0:
                 self._checkpoint(report.step)
 
-        taken = self.loop.run(self.source, start=start, on_step=after, asked_to_stop=line.stop)
-        if not taken or taken[-1].step == self.source.steps:
+        def last() -> bool:
+            return bool(line.stop() or (until and len(self.reports) + 1 >= until))
+
+        paused = start == until > 0
+        taken = [] if paused else self.loop.run(self.source, start=start, on_step=after, asked_to_stop=last)
+        reached = taken[-1].step if taken else start
+        if reached == self.source.steps:
             self._finish()
+        elif reached == until:
+            self._leave_model(until)
         line.settle()
 
     def _resume(self) -> int:
@@ -158,6 +172,18 @@ class Worker:
             checkpoint_dir_name=name,
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
+
+    def _leave_model(self, step: int) -> None:
+        """The model as it is after this step, and a note that it is whole."""
+        from torch import distributed as dist
+
+        from adamllm_ray.training.export import export_trained
+
+        place = self.stage.place.child(rung(step))
+        export_trained(self.loop, self.base, self.config.training, place.child("model"), place.child("adapter"))
+        if self.rank == 0:
+            storage.write_small(place.child(RUNG_DONE), b"{}")
+        dist.barrier()
 
     def _finish(self) -> None:
         """Export on worker 0, with what every worker noted; the others wait for it."""

@@ -32,6 +32,17 @@ def test_no_test_chip_touches_a_training_chip():
     assert min(gaps) > 60
 
 
+@pytest.mark.timeout(120)
+def test_no_validation_chip_touches_one_that_is_trained_on_where_it_is_held_back():
+    kept = {(pair.key[1:5], pair.key[6:10]) for pair in domain.training_pairs(hold_back=True)}
+    asked = {question.id[:10] for question in domain.validation_questions()}
+    tested = {question.id[:10] for question in domain.benchmark_questions()}
+    assert len(asked) > 100
+    assert not asked & tested
+    columns = [{int(column) for _, column in kept}, {int(key[6:10]) for key in asked}]
+    assert min(abs(one - other) for one, other in itertools.product(*columns)) > 60
+
+
 def test_pairs_repeat_and_carry_their_facts(pairs):
     again = list(domain.training_pairs(120))
     assert [(p.key, p.caption, p.image_bytes) for p in pairs] == [(p.key, p.caption, p.image_bytes) for p in again]

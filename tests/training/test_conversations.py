@@ -18,6 +18,7 @@ from adamllm_ray.training.conversations import (
     single_stage_turns,
     synthesizer_turns,
     text_example,
+    turn_kinds,
 )
 
 TEMPLATE = (
@@ -112,6 +113,9 @@ def test_single_stage_forms_order_and_image() -> None:
     assert 8 < sum(first) < 32  # about half begin with the caption
     for turns in both.values():
         assert [turn.image for turn in turns] == [True, False, False, False]
+    for first in (0.0, 1.0):
+        [kind] = {turn_kinds(ROW, "both", seed=0, epoch=e, caption_first=first)[0] for e in range(40)}
+        assert kind == ("caption" if first else "task")
     assert both[3] == single_stage_turns(ROW, "both", seed=0, epoch=3)
     assert [turn.text for turn in single_stage_turns(ROW, "task", seed=0, epoch=0)] == ["what?", "It is a cat"]
     assert len(single_stage_turns(ROW, "caption", seed=0, epoch=0)) == 2

@@ -16,7 +16,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ConfigError, SourceError
 from adamllm_ray.models.checkpoint import load_processor
-from adamllm_ray.training.books import Books, forbidden_sets
+from adamllm_ray.training.books import Books, forbidden_sets, take_stock
 from adamllm_ray.training.catalog import RowReader, build_catalog, read_catalog, write_catalog
 from adamllm_ray.training.collate import Batch, Collator
 from adamllm_ray.training.lengths import Lengths
@@ -111,7 +111,7 @@ def test_contaminated_records_do_not_train_and_say_so(tmp_path: Path, tiny_vlm: 
     }
     config = config.model_validate(config.model_dump() | {"contamination": section})
     forbidden = forbidden_sets(config)
-    books = Books(config, run, run.stage("train"), str(tiny_vlm), forbidden)
+    books = Books(config, run.stage("train"), take_stock(config, run, run.stage("train"), str(tiny_vlm), forbidden))
     counts = books.verdicts({})
     same = {
         row["id"] for row in rows if row["verdict"] == Verdict.OK and row["image"] in [one["image"] for one in leaked]
@@ -140,7 +140,7 @@ def test_the_books_count_each_record_once(tmp_path: Path, tiny_vlm: Path) -> Non
     rows = synthesized_rows()
     run, config = finished_synthesis(tmp_path, rows), training_config(tmp_path, tiny_vlm, epochs=2)
     run.stage("train").begin({})
-    books = Books(config, run, run.stage("train"), str(tiny_vlm), None)
+    books = Books(config, run.stage("train"), take_stock(config, run, run.stage("train"), str(tiny_vlm), None))
     plain = {"ok": ROWS - 2, "image_missing": 1, "duplicate": 1}
     assert books.verdicts({}) == plain
     once, always = rows[1]["id"], rows[2]["id"]

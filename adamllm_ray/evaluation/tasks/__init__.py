@@ -151,7 +151,8 @@ def task_questions(
     if asked.task.shipped:
         from adamllm_ray.evaluation.tasks.pocket import pocket_general_questions, pocket_questions
 
-        return pocket_questions() if asked.task.name == POCKET else pocket_general_questions()
+        split = asked.task.split
+        return pocket_questions(split) if asked.task.name == POCKET else pocket_general_questions()
     source = task_source(asked, s3, limits)
     if asked.task.benchmark:
         return benchmark(asked.task.name).questions(source)

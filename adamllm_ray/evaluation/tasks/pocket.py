@@ -14,11 +14,11 @@ from adamllm_ray.evaluation.tasks import Question
 GENERAL_PICTURES = 150  # with up to three questions each
 
 
-def pocket_questions() -> Iterator[Question]:
-    """Questions about the test region; no test chip touches a chip that was trained on."""
-    from adamllm_ray.pocket.domain import benchmark_questions
+def pocket_questions(split: str | None = None) -> Iterator[Question]:
+    """Questions about the test regions, or those of validation; no chip of theirs touches one that was trained on."""
+    from adamllm_ray.pocket.domain import benchmark_questions, validation_questions
 
-    yield from _convert(benchmark_questions())
+    yield from _convert(validation_questions() if split == "validation" else benchmark_questions())
 
 
 def pocket_train_questions() -> Iterator[Question]:

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.timeout(60)
 
 
 def test_pocket_pairs_are_read_lazily(monkeypatch: pytest.MonkeyPatch) -> None:
-    def training_pairs(limit: int | None) -> Any:
+    def training_pairs(limit: int | None, *, hold_back: bool) -> Any:
+        assert not hold_back
         for number in range(limit or 5):
             yield SimpleNamespace(key=f"k{number}", image_bytes=bytes([number]), caption="c", meta={"n": number})
 
