@@ -135,13 +135,22 @@ def list_objects(path: str, s3: S3Section) -> Iterator[tuple[str, int]]:
     Raises:
         OSError: see ``os_errors``.
     """
+    return ((name, entry["Size"]) for name, entry in _entries(path, s3))
+
+
+def list_times(path: str, s3: S3Section) -> Iterator[tuple[str, float]]:
+    """As `list_objects`: (key, when it was written in seconds since 1970, by the server's clock)."""
+    return ((name, entry["LastModified"].timestamp()) for name, entry in _entries(path, s3))
+
+
+def _entries(path: str, s3: S3Section) -> Iterator[tuple[str, dict[str, Any]]]:
     bucket, key = split(path)
     prefix = f"{key}/" if key else ""
     with os_errors(f"s3://{path}"):
         for page in client(s3).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", []):
                 if not entry["Key"].endswith("/"):
-                    yield entry["Key"][len(prefix) :], entry["Size"]
+                    yield entry["Key"][len(prefix) :], entry
 
 
 def fetch(path: str, s3: S3Section, max_bytes: int) -> bytes:

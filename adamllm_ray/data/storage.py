@@ -16,8 +16,8 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +152,26 @@ def list_files(place: Location) -> list[tuple[str, int]]:
     else:
         found = list(s3.list_objects(place.path, place.s3))
     return sorted((path, size) for path, size in found if not path.rpartition("/")[2].startswith("."))
+
+
+def new_files(place: Location, known: Callable[[str], bool]) -> Iterator[tuple[str, float]]:
+    """(name, when it was written in seconds since 1970) of each file in a folder that is not ``known`` by its name.
+
+    One at a time and in no order: the memory that it takes does not grow with the folder. A folder that is not there
+    has no files.
+    """
+    if not place.local:
+        yield from ((name, moment) for name, moment in s3.list_times(place.path, place.s3) if not known(name))
+        return
+    try:
+        entries = os.scandir(place.path)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if not known(entry.name) and entry.is_file():
+                with suppress(FileNotFoundError):  # renamed meanwhile
+                    yield entry.name, entry.stat().st_mtime
 
 
 def sha256(place: Location) -> str:

@@ -10,14 +10,14 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs as pafs
 
 from adamllm_ray import gauges, progress
 from adamllm_ray.data import storage
@@ -28,7 +28,10 @@ POLL_S, REMOTE_POLL_S = 2.0, 15.0
 SHARE = 20  # looking takes at most this part of the time
 WINDOW_S = 600.0  # the rate is that of the last ten minutes of work
 READERS = 16
+UNREAD = 1024  # blocks that wait for their verdicts to be counted; of more, a random part is counted
 PENDING = ".pending.parquet"
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -53,80 +56,93 @@ class Look:
 
 
 class Watch:
-    """Looks at one stage folder again and again; what was read once is not read again."""
+    """Looks at one stage folder again and again; what was read once is not read again.
+
+    Millions of images are tens of thousands of blocks, and the driver watches them for days: of a block only the hash
+    of its name stays, its time for ten minutes, and its whole name if it is one of a random few whose verdicts are to
+    be counted.
+    """
 
     def __init__(self, stage: StageFolder) -> None:
         self.stage = stage
-        self._rows: dict[str, int] = {}
-        self._times: dict[str, float] = {}
-        self._unread: set[str] = set()  # blocks whose verdicts are not counted yet
+        self._seen: set[int] = set()
+        self._rows = 0
+        self._recent: list[tuple[float, int]] = []  # (when it was done, rows) of each block in the window
+        self._unread: list[str] = []  # a random part of the blocks whose verdicts are not counted yet
         self._verdicts: Counter[str] = Counter()
 
     def rows(self) -> int:
         """Rows of all finished blocks."""
-        new = [info for info in self._ledger() if info.base_name not in self._rows]
-        with ThreadPoolExecutor(READERS) as pool:
-            counts = list(pool.map(lambda info: pq.read_metadata(info.path, filesystem=self.stage.fs).num_rows, new))
-        for info, count in zip(new, counts, strict=True):
-            self._rows[info.base_name] = count
-            self._times[info.base_name] = info.mtime_ns / 1e9
-        self._unread |= {info.base_name.removesuffix(".parquet") for info in new}
-        return sum(self._rows.values())
+        new = list(storage.new_files(self.stage.place.child("ledger"), self._known))
+        counts = self._map(lambda one: self._metadata(one[0]).num_rows, new)
+        for (name, moment), rows in zip(new, counts, strict=True):
+            self._seen.add(hash(name))
+            self._rows += rows
+            self._recent.append((moment, rows))
+            self._remember(name.removesuffix(".parquet"))
+        self._recent = in_window(self._recent)
+        return self._rows
 
     def look(self, most: int = 64) -> Look:
         """Count what is new; read the verdicts of at most ``most`` blocks more, chosen at random."""
         done = self.rows()
         self._count_verdicts(most)
-        times = self._times.values()
-        return Look(
-            done,
-            rate_of([(self._times[name], rows) for name, rows in self._rows.items()]),
-            max(times) if times else None,
-            dict(self._verdicts),
-            sum(self._verdicts.values()),
-        )
+        newest = max(self._recent)[0] if self._recent else None
+        return Look(done, rate_of(self._recent), newest, dict(self._verdicts), sum(self._verdicts.values()))
 
-    def _ledger(self) -> list[pafs.FileInfo]:
-        selector = pafs.FileSelector(self.stage.ledger, allow_not_found=True)
-        found = self.stage.fs.get_file_info(selector)
-        return [
-            info
-            for info in found
-            if info.is_file and info.path.endswith(".parquet") and not info.path.endswith(PENDING)
-        ]
+    def _known(self, name: str) -> bool:
+        """No finished block, or one that was counted."""
+        return not name.endswith(".parquet") or name.endswith(PENDING) or hash(name) in self._seen
+
+    def _remember(self, block: str) -> None:
+        if len(self._unread) < UNREAD:
+            self._unread.append(block)
+        else:
+            self._unread[random.randrange(UNREAD)] = block
+
+    def _metadata(self, name: str) -> pq.FileMetaData:
+        return pq.read_metadata(f"{self.stage.ledger}/{name}", filesystem=self.stage.fs)
 
     def _count_verdicts(self, most: int) -> None:
-        chosen = set(random.sample(sorted(self._unread), min(most, len(self._unread))))
-        files = [
-            (block, f"{self.stage.data}/{path}")
-            for path, _ in storage.list_files(self.stage.place.child("data"))
-            if (block := block_of(path)) in chosen
-        ]
-        with ThreadPoolExecutor(READERS) as pool:
-            tables = list(pool.map(lambda item: self._task_verdicts(item[1]), files))
-        for (block, _), names in zip(files, tables, strict=True):
-            self._unread.discard(block)
+        random.shuffle(self._unread)
+        chosen = [self._unread.pop() for _ in range(min(most, len(self._unread)))]
+        for names in self._map(self._task_verdicts, chosen):
             self._verdicts.update(names)
 
-    def _task_verdicts(self, file: str) -> list[str]:
-        table: pa.Table = pq.read_table(file, columns=["task_verdict"], filesystem=self.stage.fs, partitioning=None)
+    def _task_verdicts(self, block: str) -> list[str]:
+        file = data_file(self.stage, block)
+        try:
+            table: pa.Table = pq.read_table(file, columns=["task_verdict"], filesystem=self.stage.fs, partitioning=None)
+        except FileNotFoundError:  # its rows have been judged again since, and are in another file
+            return []
         names: list[str] = table.column("task_verdict").to_pylist()
         return names
 
+    def _map(self, work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """At the same time where each is a request; new threads for a few files of a disk would cost more memory."""
+        if self.stage.place.local or len(items) < 2:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(work, items))
 
-def block_of(data_file: str) -> str:
-    """Name of the block that a data file belongs to: Ray writes ``<block>-<part>.parquet``."""
-    return data_file.removesuffix(".parquet").rpartition("-")[0]
+
+def data_file(stage: StageFolder, block: str) -> str:
+    """Where the rows of a block are, inside ``stage.fs``: Ray writes ``<block>-<part>``, and a block is one part."""
+    return f"{stage.data}/{block}-0.parquet"
+
+
+def in_window(blocks: Iterable[tuple[float, int]]) -> list[tuple[float, int]]:
+    """Those of the blocks (when, rows) that were done in the last ten minutes of work."""
+    known = list(blocks)
+    newest = max(known, default=(0.0, 0))[0]
+    return [(moment, rows) for moment, rows in known if moment >= newest - WINDOW_S]
 
 
 def rate_of(blocks: Iterable[tuple[float, int]]) -> float | None:
     """Rows per second in the last ten minutes of work, from (time, rows) of each block; None from one moment alone."""
-    ordered = sorted(blocks)
-    recent = [(moment, rows) for moment, rows in ordered if moment >= ordered[-1][0] - WINDOW_S]
-    if not recent or recent[-1][0] <= recent[0][0]:
-        return None
-    first = recent[0][0]
-    return sum(rows for moment, rows in recent if moment > first) / (recent[-1][0] - first)
+    recent = in_window(blocks)
+    first, last = min(recent, default=(0.0, 0))[0], max(recent, default=(0.0, 0))[0]
+    return sum(rows for moment, rows in recent if moment > first) / (last - first) if last > first else None
 
 
 def committed_rows(stage: StageFolder) -> int:

@@ -142,7 +142,7 @@ def _score(trial: Trial, seed: int, report: Report) -> dict[str, Any]:
 
 
 def _same_questions(config: RunConfig, seed: int) -> RunConfig:
-    """The seed draws the questions, too, where there is a limit: repetitions differ in their training only."""
+    """Repetitions differ in their training only: answers of the base model are known for the search's own seed."""
     return config.model_copy(update={"run": config.run.model_copy(update={"seed": seed})})
 
 

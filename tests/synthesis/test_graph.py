@@ -124,11 +124,15 @@ def test_readers_are_no_more_than_the_replicas_need(
     assert asked == [3]
 
 
-def test_written_blocks_leave_nothing_in_the_driver(tmp_path: Path) -> None:
+def test_written_blocks_leave_nothing_in_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray by itself keeps a reference to the result of each of the 40 blocks, beside those of the 40 that it read."""
     import ray.data
     from ray.data._internal.execution.interfaces import RefBundle
     from ray.data.dataset import MaterializedDataset
+    from ray.data.datasource.file_datasink import _FileDatasink
+
+    told: list[Any] = []
+    monkeypatch.setattr(_FileDatasink, "on_write_complete", lambda _, result: told.append(result))
 
     def alive() -> int:
         gc.collect()
@@ -145,4 +149,6 @@ def test_written_blocks_leave_nothing_in_the_driver(tmp_path: Path) -> None:
         ours = kept("ours")
         assert isinstance(ray.data.range(3).materialize(), MaterializedDataset)
     assert by_ray - ours >= 40
+    assert [(one.num_rows, one.size_bytes) for one in told] == [(40, told[0].size_bytes)] * 2
+    assert [len(one.write_returns) for one in told] == [40, 0]
     assert sorted(row["id"] for row in ray.data.read_parquet(str(tmp_path / "ours")).take_all()) == [*range(40)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adamllm_ray.data.run import RunFolder, StageFolder
-from adamllm_ray.synthesis.watch import Look, Watch, block_of, committed_rows, rate_of, shown
+from adamllm_ray.synthesis.watch import Look, Watch, committed_rows, data_file, rate_of, shown
 
 
 def test_rate_is_that_of_the_last_minutes_and_start_up_is_not_in_it() -> None:
@@ -65,5 +66,25 @@ def test_progress_is_shown_until_the_end(stage: StageFolder, capsys: pytest.Capt
     assert "synthesize: 2/4" in capsys.readouterr().err
 
 
-def test_block_names() -> None:
-    assert block_of("0123_000001-0.parquet") == "0123_000001"
+def test_of_thousands_of_blocks_little_stays_in_memory(stage: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks that are read for their verdicts are as good as drawn at random; all the rows are counted."""
+    monkeypatch.setattr("adamllm_ray.synthesis.watch.UNREAD", 20)
+    watch = Watch(stage)
+    for number in range(60):
+        block(stage, number, ["kept" if number % 2 else "judged_open"])
+        long_ago = 1e9 + (0 if number < 50 else 10_000) + number
+        os.utime(f"{stage.ledger}/w_{number:06}.parquet", (long_ago, long_ago))
+    seen = watch.look(most=5)
+    assert (seen.rows, seen.counted, seen.rate) == (60, 5, pytest.approx(1))
+    for _ in range(9):
+        seen = watch.look(most=5)
+    assert (seen.rows, seen.counted) == (60, 20)
+    assert set(seen.verdicts) == {"kept", "judged_open"}
+    assert (sorted(watch._recent), watch._unread) == ([(1e9 + 10_000 + n, 1) for n in range(50, 60)], [])
+
+
+def test_a_data_file_that_was_replaced_is_passed_over(stage: StageFolder) -> None:
+    block(stage, 0, ["kept"])
+    block(stage, 1, ["kept"])
+    Path(data_file(stage, "w_000001")).unlink()
+    assert (Watch(stage).look().rows, Watch(stage).look().verdicts) == (2, {"kept": 1})
