@@ -6,7 +6,7 @@
 Sets overlap, so each is compared by itself: a record has a row for every set of which it repeats something.
 
 Every usable record is compared (its caption trains), and the replay sources with it; the question of a record counts
-where its task is kept. Four kinds of match are told apart: ``image`` (the same bytes), ``near_image``, ``question``
+where its task may train. Four kinds of match are told apart: ``image`` (the same bytes), ``near_image``, ``question``
 (the same words) and ``near_question``; a templated prompt is compared without its template, too. A question alone
 proves little: many people ask whether the heart is enlarged. A record that shares its image *and* what is asked about
 that image, exactly or nearly, is the grave case: a ``pair``.
@@ -47,7 +47,7 @@ ROWS_AT_ONCE = 128  # rows with their images, of a file that is read
 WRITTEN_AT_ONCE = 8192
 EXAMPLES = 12
 NEAREST = 8  # images of a set, nearly the record's, whose questions are looked through: blank ones are near thousands
-COLUMNS = ["id", "image", "instruction", "turns", "verdict", "task_verdict"]
+COLUMNS = ["id", "image", "instruction", "further", "turns", "verdict", "task_verdict"]
 
 SCHEMA = pa.schema(
     [
@@ -248,6 +248,7 @@ def find_contamination(
         raise ConfigError(f"{run.uri} has no finished synthesis to judge; run `adamllm synthesize` first")
     replay = replay_files(copied or run.stage("train"))
     section = config.contamination.model_dump(mode="json", include={"near_images", "near_questions"})
+    judged = config.mixture.threshold is not None
     made_from = {
         "synthesize": synthesized.identity,
         "sets": sets.identity,
@@ -255,14 +256,14 @@ def find_contamination(
         "images": config.data.images.model_dump(mode="json"),
         "code": code_version(__name__, "adamllm_ray.quality.questions", "adamllm_ray.data.duplicates"),
     }
-    made_from |= section
+    made_from |= section | {"judged": judged}
     found = read_summary(run)
     if found is not None and found["made_from"] == made_from:
         return found
     books = _Books()
     sources = {"": run.stage("synthesize").parquet_files()} | {name: [path] for name, (path, _) in replay.items()}
     with progress.task("contamination", synthesized.rows_in) as bar:
-        _write(run, books.watched(_matches(run, sources, sets), bar))
+        _write(run, books.watched(_matches(run, sources, sets, judged=judged), bar))
     summary = {"made_from": made_from} | books.summary(sets)
     run.write(SUMMARY, json.dumps(summary, indent=2).encode())
     return summary
@@ -302,7 +303,9 @@ def replay_files(stage: StageFolder) -> dict[str, tuple[str, int]]:
     }
 
 
-def _matches(run: RunFolder, sources: dict[str, list[str]], sets: EvaluationSets) -> Iterator[list[dict[str, Any]]]:
+def _matches(
+    run: RunFolder, sources: dict[str, list[str]], sets: EvaluationSets, *, judged: bool
+) -> Iterator[list[dict[str, Any]]]:
     """For every record that may train: a row for each set of which it repeats something."""
     near = sets.section.near_images is not None
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
@@ -311,7 +314,7 @@ def _matches(run: RunFolder, sources: dict[str, list[str]], sets: EvaluationSets
                 seen = pool.map(lambda row: look_at(row["image"], sets.limits, perceptual=near), rows)
                 for row, image in zip(rows, seen, strict=True):
                     known = {"source": source, "id": row["id"]}
-                    yield [known | found for found in sets.match(image, _asked(row))]
+                    yield [known | found for found in sets.match(image, _asked(row, judged=judged))]
 
 
 def _usable(run: RunFolder, files: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
@@ -324,11 +327,13 @@ def _usable(run: RunFolder, files: Sequence[str]) -> Iterator[list[dict[str, Any
                 yield [row for row in batch.to_pylist() if row["verdict"] == Verdict.OK]
 
 
-def _asked(row: dict[str, Any]) -> list[str]:
-    """The questions that a record trains on."""
+def _asked(row: dict[str, Any], *, judged: bool) -> list[str]:
+    """The questions that a record may train on. ``judged``: a threshold at training may let any task in."""
     if row.get("turns") is not None:
         return [text for role, text in json.loads(row["turns"]) if role == "user"]
-    return [row["instruction"]] if row.get("task_verdict") == Verdict.KEPT else []
+    further = [task["instruction"] for task in row.get("further") or ()]
+    first = row.get("task_verdict") == Verdict.KEPT or (judged and row.get("instruction") is not None)
+    return [row["instruction"], *further] if first else further
 
 
 def _write(run: RunFolder, rows: Iterable[dict[str, Any]]) -> None:

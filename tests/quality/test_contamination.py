@@ -117,6 +117,20 @@ def test_replay_sources_are_compared_as_well(leaky, run):
     assert contaminated_ids(run, ["image"])["general"].to_pylist() == ["a" * 32]
 
 
+def test_every_task_that_may_train_is_compared(config, run, tmp_path):
+    """A second task of an image, and, under a threshold of the mixture, one that the judge's own rule did not keep."""
+    more = {"instruction": "Is it a boat?", "informative": "It is one.", "precise": "yes"}
+    rows = [task(0, further=[more]), task(1, task_verdict="judged_open", instruction="Is it day?")]
+    finish(run, "synthesize", rows, {"kept": 1, "judged_open": 1})
+    path = _questions(tmp_path / "set.parquet", [(picture(100), "Is it a boat?"), (picture(101), "Is it day?")])
+    for threshold, expected in ((None, [0]), (0.2, [0, 1])):
+        tree = config.model_dump(mode="json")
+        tree["mixture"]["threshold"], tree["contamination"] = threshold, {"against": [{"name": "set", "path": path}]}
+        settings = parse_config(tree)
+        assert find_contamination(settings, run, EvaluationSets.load(settings))["counts"]["question"] == len(expected)
+        assert sorted(map(_number, contaminated_ids(run, ["question"])[""].to_pylist())) == expected
+
+
 def test_exact_only(leaky):
     section = leaky.contamination.model_copy(update={"near_images": None, "near_questions": None})
     sets = EvaluationSets.load(leaky.model_copy(update={"contamination": section}))
