@@ -12,6 +12,7 @@ what the template adds (headers, end of turn, image placeholder). No template is
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -20,6 +21,11 @@ from typing import Any, Literal
 from adamllm_ray.errors import ModelError
 
 Role = Literal["system", "user", "assistant"]
+
+# Whether special tokens are recognised is a switch of the tokenizer itself, which transformers sets before each call
+# (5.19: _encode_plus). While one thread of a replica encodes a caption, another's template text would be spelled out,
+# or a caption of the other's would open a turn.
+_SWITCH = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class Encoded:
 
 
 class ChatFormat:
-    """Token-exact rendering of conversations for one tokenizer.
+    """Token-exact rendering of conversations for one tokenizer. Threads may share it.
 
     Attributes:
         turn_end: ids that close a turn, e.g. ``<|eot_id|>`` or ``<|im_end|>\\n``.
@@ -148,14 +154,16 @@ class ChatFormat:
         """``len(text_ids(text))`` of each text, in the tokenizer's own threads where it has them."""
         if not texts:
             return []
-        found = self.tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
-        )["input_ids"]
+        with _SWITCH:
+            found = self.tokenizer(
+                list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False
+            )["input_ids"]
         free = self._reserved.keys().isdisjoint
         return [len(ids) if free(ids) else len(self.text_ids(text)) for text, ids in zip(texts, found, strict=True)]
 
     def _spell(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+        with _SWITCH:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         return ids
 
     def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
@@ -164,9 +172,11 @@ class ChatFormat:
         return text
 
     def _template_ids(self, piece: str) -> list[int]:
-        if piece not in self._ids:
-            self._ids[piece] = list(self.tokenizer.encode(piece, add_special_tokens=False)) if piece else []
-        return self._ids[piece]
+        known = self._ids.get(piece)
+        if known is None:
+            with _SWITCH:
+                known = self._ids[piece] = list(self.tokenizer.encode(piece, add_special_tokens=False)) if piece else []
+        return known
 
     def _pieces(self, turns: Sequence[Turn]) -> list[str]:
         """What the template writes before, between and after the texts: ``len(turns) + 1`` strings.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -127,3 +129,23 @@ def test_templates_that_cannot_be_used(template: str, words: str) -> None:
     tokenizer.chat_template = None
     with pytest.raises(ModelError, match=words):
         ChatFormat(tokenizer, chat_template=template)
+
+
+def test_threads_share_a_format(chat: ChatFormat) -> None:
+    """Transformers switches the tokenizer itself between texts and templates; replicas prepare rows in threads."""
+    turns = [Turn("user", hostile.SPECIAL_CAPTION * 20, image=True), Turn("assistant", "A pond.")]
+    expected, wrong = chat.encode(turns).ids, []
+
+    def work(_: int) -> None:
+        for _ in range(150):
+            chat._ids.clear()  # the template's pieces are encoded once, and kept: wrong ones would stay
+            wrong.extend([1] if chat.encode(turns).ids != expected else [])
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []

@@ -110,7 +110,7 @@ def test_ctrl_c_ends_the_watching_and_not_the_job(ready, monkeypatch, capsys):
 
 
 NOWHERE: dict[str, tuple[str, Target, dict[str, Any], str]] = {
-    "no stage": ("tune", Target("gpu-h100"), {}, "there is no stage 'tune'"),
+    "no stage": ("polish", Target("gpu-h100"), {}, "there is no stage 'polish'"),
     "nowhere": ("train", Target(), {}, "say where to"),
     "two places": ("train", Target("gpu-h100", "http://head:8265"), {}, "say where to"),
     "no overlay": ("train", Target("gpu"), {}, "there is no overlay 'gpu'"),
