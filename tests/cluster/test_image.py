@@ -66,7 +66,7 @@ def test_the_rayjobs_start_what_the_image_has():
     entrypoints = {each["spec"]["entrypoint"] for each in kept()["gpu-h100"] if each["kind"] == "RayJob"}
     for entrypoint in entrypoints:
         name = re.fullmatch(r"python /opt/adamllm/jobs/(\w+)\.py --config /etc/adamllm/config\.yaml", entrypoint)[1]
-        assert name in {"ingest", "synthesize", "train", "evaluate", "pipeline"}
+        assert name in {"ingest", "synthesize", "train", "evaluate", "tune", "pipeline"}
 
 
 def test_nothing_gets_into_the_image_unnamed():

@@ -14,6 +14,7 @@ STAGES = {
     "synthesize": ["cpu", "synthesizer", "judge"],
     "train": ["cpu", "trainer"],
     "evaluate": ["cpu", "synthesizer"],
+    "tune": ["cpu", "trainer"],
     "pipeline": ["cpu", "trainer"],
 }
 
@@ -35,7 +36,7 @@ def test_what_is_kept_is_what_kubectl_renders(name):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_is_a_cluster_and_a_job_per_stage(overlay):
-    assert Counter(each["kind"] for each in kept()[overlay]) == {"RayCluster": 1, "RayJob": 5}
+    assert Counter(each["kind"] for each in kept()[overlay]) == {"RayCluster": 1, "RayJob": len(STAGES)}
     assert {each["metadata"]["namespace"] for each in kept()[overlay]} == {"adamllm"}
     assert jobs(overlay).keys() == STAGES.keys()
 
