@@ -14,6 +14,7 @@ from __future__ import annotations
 import csv
 import gzip
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -107,12 +108,8 @@ def _climate_table() -> NDArray[np.int8]:
 
 def split_of(west: float, east: float) -> Split | None:
     """The split of a chip that spans these longitudes; None inside the gap between the two."""
-    for low, high in TEST_LONGITUDES:
-        if west >= low and east <= high:
-            return "test"
-        if west < high + GAP_DEGREES and east > low - GAP_DEGREES:
-            return None
-    return "train"
+    inside = _inside(west, east, TEST_LONGITUDES)
+    return None if inside is None else "test" if inside else "train"
 
 
 def part_of(chip: Chip) -> Literal["train", "validation"] | None:
@@ -120,12 +117,18 @@ def part_of(chip: Chip) -> Literal["train", "validation"] | None:
     width = load_world().picture.shape[1]
     column = int(chip.key[6:10])
     west, east = column / width * 360 - 180, (column + IMAGE_SIDE) / width * 360 - 180
-    for low, high in VALIDATION_LONGITUDES:
+    inside = _inside(west, east, VALIDATION_LONGITUDES)
+    return None if inside is None else "validation" if inside else "train"
+
+
+def _inside(west: float, east: float, strips: Sequence[tuple[float, float]]) -> bool | None:
+    """Whether these longitudes are inside one of the strips; None on its border or in the gap around it."""
+    for low, high in strips:
         if west >= low and east <= high:
-            return "validation"
+            return True
         if west < high + GAP_DEGREES and east > low - GAP_DEGREES:
             return None
-    return "train"
+    return False
 
 
 def cut(row: int, column: int, split: Split) -> Chip:

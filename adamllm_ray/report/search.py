@@ -13,7 +13,8 @@ SHOWN = 20  # trials
 def search_rows(found: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the section shows, None when nothing was searched.
 
-    ``columns`` {name, best, interval, importance}, best first; ``trials`` {values, score, lo, hi, verdict}, best first.
+    What `tuning.runner.summary` found, and ``rows`` (the best trials with their ``values`` in words), ``stopped`` and
+    ``failed`` (counts), ``dimensions`` {name, best, interval, importance}.
     """
     if not found:
         return None

@@ -41,8 +41,10 @@ def hand_over(job: str, config: RunConfig, target: Target) -> int:
         raise ConfigError("say where to: --cluster OVERLAY for Kubernetes, or --address http://HEAD:8265 for Ray")
     if job == "evaluate" and not config.evaluation.asked:
         raise ConfigError("evaluation.task and evaluation.tasks are empty: there is nothing to evaluate")
-    if job == "tune" and config.tuning is None:
-        raise ConfigError("the configuration has no section 'tuning': there is nothing to search")
+    if job == "tune":
+        from adamllm_ray.tuning.settings import section_of  # imports numpy
+
+        section_of(config)
     refuse_local(job, config, target.mounted)
     return _to_kubernetes(job, config, target) if target.cluster else _to_ray(job, config, target)
 

@@ -144,7 +144,7 @@ class Worker:
         reached = taken[-1].step if taken else start
         if reached == self.source.steps:
             self._finish()
-        elif reached == until:
+        elif until and reached == until:
             self._leave_model(until)
         line.settle()
 

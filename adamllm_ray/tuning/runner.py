@@ -12,7 +12,6 @@ trial whose score is in its folder is not done again, whatever Tune's books know
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -333,10 +332,3 @@ def best_config(run: RunFolder) -> str:
 def begun(run: RunFolder) -> bool:
     """Whether there is a search to continue."""
     return run.read(f"{STAGE}/fingerprint.json") is not None
-
-
-def scores_so_far(run: RunFolder) -> list[dict[str, Any]]:
-    """The results that are on disk, whether the search is finished or not."""
-    place = run.stage(STAGE).place.child("trials")
-    names = [name for name, _ in storage.list_files(place) if name.endswith("/result.json") and name.count("/") == 1]
-    return [json.loads(storage.read_small(place.child(name)) or b"{}") for name in names]

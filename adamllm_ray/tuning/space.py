@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adamllm_ray.config.tuning import FORMS, FieldRange, TuningSection
+from adamllm_ray.config.tuning import FieldRange, TuningSection
 from adamllm_ray.tuning.simplex import Simplex
 
 if TYPE_CHECKING:
@@ -166,11 +166,6 @@ class Space:
             if max(below.max(), above.max(), abs(weights.sum() - 1)) > 1e-4:
                 return False
         return all(self._clipped(name, value) == value for name, value in parameters.fields.items())
-
-
-def paper_sources(section: TuningSection) -> list[str]:
-    """Sources that are made of the run's own records."""
-    return [name for name in section.sources if name in FORMS]
 
 
 def _at(field: FieldRange, unit: float) -> Any:

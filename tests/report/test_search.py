@@ -18,7 +18,7 @@ def found(config, sources):
     tree = {
         "sources": sources,
         "fields": {RATE: {"low": 1e-5, "high": 1e-3, "log": True}},
-        "validation": [{"name": "<b>mine</b>"[3:7], "path": "v.jsonl"}],
+        "validation": [{"name": "mine", "path": "v.jsonl"}],
     }
     searched = config.model_copy(update={"tuning": TuningSection.model_validate(tree)})
     space = Space.of(searched.tuning)

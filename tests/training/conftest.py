@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,13 @@ def training_config(output: Path | str, base: Path, **training: Any) -> RunConfi
 
 @pytest.fixture(scope="module")
 def private_ray() -> Iterator[None]:
+    with ray_of(2):
+        yield
+
+
+@contextmanager
+def ray_of(cpus: int) -> Iterator[None]:
+    """A Ray of this process with so many CPUs, whose workers do not use more threads than they have."""
     from adamllm_ray.ray_runtime import WORKER_ENV, prepare_environment
 
     prepare_environment()
@@ -90,7 +98,7 @@ def private_ray() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="tr", dir="/tmp") as folder:
         ray.init(
             address="local",
-            num_cpus=2,
+            num_cpus=cpus,
             include_dashboard=False,
             object_store_memory=128 << 20,
             logging_level="error",

@@ -18,6 +18,7 @@ from adamllm_ray.config import parse_config
 from adamllm_ray.data.run import RunFolder
 from tests.processes import family_of, slay, words_of
 from tests.synthesis.lives import short_folder
+from tests.training.conftest import ray_of
 from tests.tuning.conftest import ready_to_search, search_tree
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -140,23 +141,35 @@ def test_two_trials_with_room_for_one_and_a_half(
     assert "tuning: null" in best
 
 
+@pytest.mark.usefixtures("three_cpus")
+def test_training_pauses_at_a_rung_is_scored_and_goes_on_as_if_it_had_not(tmp_path: Path, tiny_vlm: Path) -> None:
+    from adamllm_ray.training.trainer import train
+    from adamllm_ray.tuning import runner
+    from adamllm_ray.tuning.space import Parameters
+    from adamllm_ray.tuning.trial import Trial
+
+    rungs = {"examples": 32, "rungs": [16], "stopping": "asha", "reduction": 2}
+    tree = search_tree(tmp_path / "run", tiny_vlm, ready_to_search(tmp_path), trials=1, start_trials=0, **rungs)
+    config = parse_config(tree)
+    run = RunFolder(config.run.output)
+    manifest = runner.tune(config, run)
+    assert manifest.kept == manifest.rows_in == 1
+    [first] = manifest.extra["trials"]
+    assert (first["examples"], first["resumed"]) == (32, [[2]]), "it paused after 16 of 32 examples, and went on"
+
+    trial = Trial(config, run, Parameters(first["weights"], first["fields"]))
+    own = RunFolder(f"{trial.place.uri}/seed-0")
+    scored = RunFolder(f"{own.uri}/rung-16").stage("evaluate").manifest()
+    assert scored is not None
+    assert scored.extra["models"]["adapted"].endswith("rungs/2/model")
+    paused = own.stage("train").manifest()
+    assert paused is not None
+    straight = RunFolder(str(tmp_path / "straight"), borrowed={"synthesize": run.stage("synthesize")})
+    whole = train(trial.settings(0), straight)
+    assert whole.extra["losses"] == paused.extra["losses"]
+
+
 @pytest.fixture(scope="module")
 def three_cpus() -> Iterator[None]:
-    from adamllm_ray.ray_runtime import WORKER_ENV, prepare_environment
-
-    prepare_environment()
-    import ray
-
-    with short_folder() as folder:
-        ray.init(
-            address="local",
-            num_cpus=3,
-            include_dashboard=False,
-            object_store_memory=128 << 20,
-            logging_level="error",
-            log_to_driver=False,
-            _temp_dir=str(folder),
-            runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}},
-        )
+    with ray_of(3):
         yield
-        ray.shutdown()
