@@ -164,7 +164,7 @@ def test_training_pauses_at_a_rung_is_scored_and_goes_on_as_if_it_had_not(tmp_pa
     assert scored.extra["models"]["adapted"].endswith("rungs/2/model")
     paused = own.stage("train").manifest()
     assert paused is not None
-    straight = RunFolder(str(tmp_path / "straight"), borrowed={"synthesize": run.stage("synthesize")})
+    straight = RunFolder(str(tmp_path / "straight"), upstream=run.uri)
     whole = train(trial.settings(0), straight)
     assert whole.extra["losses"] == paused.extra["losses"]
 
