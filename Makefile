@@ -3,6 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FILES ?= 2
 QUICKSTART := jobs/configs/quickstart.yaml
 REQUIREMENTS := requirements/cpu.txt
 export UV_COMPILE_BYTECODE := 1
@@ -31,8 +32,8 @@ else
 	$(BIN)/adamllm run $(QUICKSTART)
 endif
 
-test: setup ## Run the test suite, real vLLM, DeepSpeed and Ray included.
-	$(BIN)/pytest
+test: setup ## Run the test suite, real vLLM, DeepSpeed and Ray included, FILES=2 files at a time.
+	$(BIN)/pytest --numprocesses $(FILES) --dist loadfile --no-loadscope-reorder
 
 clusters: setup ## Submit jobs to real Ray clusters with tokens, and kill under them: what make test leaves out.
 	$(BIN)/pytest -m clusters

@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny random models, a private Ray. Expensive things are made once per session."""
+"""Shared fixtures: tiny random models, a bucket. Expensive things are made once per session; long files go first."""
 
 from __future__ import annotations
 
@@ -19,6 +19,12 @@ TINY_TEXTS = [
     "a red circle left of a blue square. Question: what is shown? Answer: a circle. Consistent: Yes No Open",
     "user assistant \n\n 0 1 2 3 4 5 6 7 8 9",
 ] * 20
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with engines and clusters first: of two files at a time, short ones fill the time of the last long one."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session")
