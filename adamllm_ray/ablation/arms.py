@@ -96,7 +96,8 @@ def arm_config(arm: Arm, ablation: AblationConfig, seed: int, overrides: Sequenc
 def _config(arm: Arm, ablation: AblationConfig, overrides: Sequence[str], own: dict[str, Any]) -> RunConfig:
     import json
 
-    changes = [f"{key}={json.dumps(value)}" for key, value in (arm.settings | own).items()]
+    changed = ablation.settings | arm.settings | own
+    changes = [f"{key}={json.dumps(value)}" for key, value in changed.items()]
     config = load_config(ablation.config, [*overrides, *changes])
     if any(setting.startswith(_MADE_FROM_SEED) for setting in arm.settings) and not config.seed.given:
         raise ConfigError(

@@ -20,6 +20,9 @@ class AblationConfig(Section):
 
     config: str = Field(description="The run configuration that all arms change; relative to this file.")
     output: str = Field(description="Folder of all runs and of the table: a local path or s3://bucket/prefix.")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="What every arm has otherwise than ``config``: settings as for --set."
+    )
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1, description="run.seed of each repetition.")
     default: str = Field(default="single_stage", description="The arm that every other one is held against.")
     arms: list[str] = Field(min_length=1, description="Names of known arms (docs/ablations.md), or of own.")

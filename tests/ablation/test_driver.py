@@ -84,6 +84,12 @@ def test_an_arm_that_makes_other_tasks_has_stages_of_its_own(tmp_path: Path) -> 
     assert made[4].run.upstream == made[1].run.output
 
 
+def test_settings_of_all_arms_come_before_those_of_one(tmp_path: Path) -> None:
+    text = "arms: [longer]\nsettings: { training.epochs: 2, training.workers: 2 }\n"
+    ablation = load_ablation(written(tmp_path, text + "own: { longer: { training.epochs: 4 } }\nseeds: [0]\n"))
+    assert [(run.training.epochs, run.training.workers) for run in plan(ablation)] == [(2, 2), (2, 2), (4, 2)]
+
+
 @pytest.mark.parametrize(
     ("ablation", "config", "words"),
     [
