@@ -20,6 +20,8 @@ from typing import Any
 
 from adamllm_ray.errors import AdamLLMError, ConfigError, ModelError
 
+log = logging.getLogger(__name__)
+
 WORKER_ENV = {
     "HF_HUB_OFFLINE": "1",  # nothing is fetched at run time: models are folders we were given
     "TRANSFORMERS_OFFLINE": "1",
@@ -40,6 +42,8 @@ PATIENCE_ENV = {
 # nodes have credentials of their own (a service account, a mounted secret); a local Ray inherits ours.
 STORE_ENV = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
+START_TRIES = 3
+STARTED_LATE = "node timed out during startup"  # ray/_private/node.py
 LOCAL_CPUS = 4  # Ray's book-keeping: a resume of Ray Data reserves 2 before the first engine gets any
 
 
@@ -74,21 +78,38 @@ def ray_session() -> Iterator[None]:
         ray.init(address=address, log_to_driver=shown, runtime_env={"env_vars": env})
     else:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        with _native_stderr_closed():  # Ray's core says on it which log level it was given
-            ray.init(
-                address="local",
-                num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
-                logging_level="warning",
-                log_to_driver=shown,
-                runtime_env={"env_vars": env},
-            )
+        start_local(
+            num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
+            object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
+            logging_level="warning",
+            log_to_driver=shown,
+            runtime_env={"env_vars": env},
+        )
     _put_back(on_sigterm)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_local(**options: Any) -> None:
+    """A private Ray of this process, with ``options`` of ray.init.
+
+    Ray gives its own node 30 s to come up, a number that nothing sets; on a machine that is busy with other things it
+    is tried again.
+    """
+    import ray
+
+    for left in reversed(range(START_TRIES)):
+        try:
+            with _native_stderr_closed():  # Ray's core says on it which log level it was given
+                ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            if STARTED_LATE not in str(error) or not left:
+                raise
+            log.warning("Ray did not come up in time on this busy machine; starting it once more")
+            ray.shutdown()
 
 
 @contextmanager

@@ -23,8 +23,8 @@ TINY_TEXTS = [
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with engines and clusters first: of two files at a time, short ones fill the time of the last long one."""
-    long = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in long)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

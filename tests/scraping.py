@@ -13,6 +13,7 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from adamllm_ray.ray_runtime import start_local
 from adamllm_ray.synthesis.meters import Meters
 from adamllm_ray.synthesis.requests import Completion
 
@@ -23,10 +24,8 @@ DONE = Completion("a", [1, 2, 3], prompt_tokens=10, cached_tokens=4)
 @contextmanager
 def local_ray() -> Iterator[None]:
     """A Ray of one CPU, whose workers can import the package and the tests."""
-    ray.init(
-        address="local",
+    start_local(
         num_cpus=1,
-        include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": __file__.partition("/tests/")[0]}},
     )

@@ -32,6 +32,7 @@ from adamllm_ray.evaluation.tasks import load_questions
 from adamllm_ray.models.chat import Turn
 from adamllm_ray.models.checkpoint import load_vlm, resolve_model
 from adamllm_ray.pocket.standins import tiny_mllama
+from adamllm_ray.ray_runtime import start_local
 from adamllm_ray.synthesis.actors import load_chat
 from adamllm_ray.synthesis.requests import Request, SamplingSpec
 from tests.evaluation.tasks import released
@@ -50,7 +51,7 @@ def ray_local() -> Iterator[None]:
     import ray
 
     folder = tempfile.mkdtemp(prefix="ev-")
-    ray.init(address="local", num_cpus=4, _temp_dir=folder, include_dashboard=False, object_store_memory=200 << 20)
+    start_local(num_cpus=4, _temp_dir=folder, object_store_memory=200 << 20)
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

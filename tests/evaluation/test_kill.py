@@ -89,6 +89,7 @@ def _on_disk(folder, run):
     return sum(pq.read_metadata(part).num_rows for part in (folder / run).glob("evaluate/answers/*/part-*.parquet"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_evaluation_that_was_killed_asks_only_what_it_did_not_know(tmp_path, lives):
     """Driver killed half way, then a replica: the same scores; asked twice is what was not on disk or in work."""

@@ -17,7 +17,9 @@ from adamllm_ray.errors import ConfigError, ModelError, SourceError, TooManyFail
 from adamllm_ray.evaluation import answers, runner
 from adamllm_ray.evaluation.stores import ANSWER_SCHEMA, AnswerStore, QuestionStore
 from adamllm_ray.evaluation.tasks import Question
+from adamllm_ray.ray_runtime import start_local
 
+pytestmark = pytest.mark.slow
 QUESTIONS = 10
 
 
@@ -26,7 +28,7 @@ def ray_local():
     import ray
 
     folder = tempfile.mkdtemp(prefix="ev-")
-    ray.init(address="local", num_cpus=4, _temp_dir=folder, include_dashboard=False, object_store_memory=200 << 20)
+    start_local(num_cpus=4, _temp_dir=folder, object_store_memory=200 << 20)
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

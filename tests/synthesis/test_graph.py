@@ -53,14 +53,12 @@ class Dying(FakeEngine):
 def ray_local() -> Iterator[None]:
     import ray
 
-    from adamllm_ray.ray_runtime import prepare_environment
+    from adamllm_ray.ray_runtime import prepare_environment, start_local
 
     prepare_environment()
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
-    ray.init(
-        address="local",
+    start_local(
         num_cpus=6,
-        include_dashboard=False,
         object_store_memory=200 << 20,
         logging_level="warning",
         _temp_dir=folder,

@@ -36,11 +36,11 @@ ROWS: list[dict[str, Any]] = [
 def ray_local() -> Iterator[None]:
     import ray
 
-    from adamllm_ray.ray_runtime import prepare_environment
+    from adamllm_ray.ray_runtime import prepare_environment, start_local
 
     prepare_environment()
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=200 << 20, _temp_dir=folder)
+    start_local(num_cpus=4, object_store_memory=200 << 20, _temp_dir=folder)
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)

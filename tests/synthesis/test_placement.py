@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from adamllm_ray.config import EngineSection
+from adamllm_ray.ray_runtime import start_local
 from adamllm_ray.synthesis.placement import PlacedInGroup, replica_resources
 
 
@@ -44,7 +45,7 @@ def test_actor_and_what_it_starts_are_in_one_group_of_all_the_gpus() -> None:
     """With GPUs that only Ray's book-keeping has: a pipeline-parallel replica of Ray Data in its placement group."""
     import ray
 
-    ray.init(address="local", num_cpus=6, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    start_local(num_cpus=6, num_gpus=4, log_to_driver=False)
     try:
         need = replica_resources(EngineSection(gpus_per_replica=4, pipeline_parallel=2))
         graph = ray.data.range(2).map_batches(

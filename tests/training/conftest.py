@@ -90,16 +90,14 @@ def private_ray() -> Iterator[None]:
 @contextmanager
 def ray_of(cpus: int) -> Iterator[None]:
     """A Ray of this process with so many CPUs, whose workers do not use more threads than they have."""
-    from adamllm_ray.ray_runtime import WORKER_ENV, prepare_environment
+    from adamllm_ray.ray_runtime import WORKER_ENV, prepare_environment, start_local
 
     prepare_environment()
     import ray
 
     with tempfile.TemporaryDirectory(prefix="tr", dir="/tmp") as folder:
-        ray.init(
-            address="local",
+        start_local(
             num_cpus=cpus,
-            include_dashboard=False,
             object_store_memory=128 << 20,
             logging_level="error",
             log_to_driver=False,

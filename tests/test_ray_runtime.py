@@ -1,0 +1,54 @@
+"""A private Ray that does not come up in time."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from subprocess import run
+
+import pytest
+
+from tests.processes import family_of, words_of
+
+START = """
+import threading
+from tests.test_ray_runtime import stop_first_raylet
+from adamllm_ray.ray_runtime import prepare_environment, start_local
+prepare_environment()
+stopped = stop_first_raylet()
+start_local(num_cpus=1, object_store_memory=80 << 20)
+import ray
+print(len(stopped), ray.cluster_resources()["CPU"])
+ray.shutdown()
+"""
+
+
+def stop_first_raylet() -> list[int]:
+    """SIGSTOP to the first raylet that this process starts. Its pid is in the list once that is done."""
+    stopped: list[int] = []
+
+    def look() -> None:
+        while not stopped:
+            for pid in family_of(os.getpid()):
+                try:
+                    raylet = words_of(pid)[0].endswith("/raylet")
+                except (OSError, IndexError):
+                    continue
+                if raylet:
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+                    return
+            time.sleep(0.01)
+
+    threading.Thread(target=look, daemon=True).start()
+    return stopped
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_raylet_that_does_not_come_up_is_started_once_more() -> None:
+    done = run([sys.executable, "-c", START], capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["1", "1.0"]
+    assert "starting it once more" in done.stderr
