@@ -105,7 +105,8 @@ def _picture(found: dict[str, Any]) -> None:
     svg = mixture_surface(found)
     if svg:
         colours = "".join(f"{name}:{colour};" for name, colour in COLOURS.items())
-        svg = svg.replace("<svg", f'<svg xmlns="http://www.w3.org/2000/svg" style="{colours}background:#fff"', 1)
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        svg = svg.replace("<svg", f'<svg {spaces} style="{colours}background:#fff"', 1)
         (ROOT / "benchmarks" / "results" / "tune_pocket.svg").write_text(svg)
 
 
