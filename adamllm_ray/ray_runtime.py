@@ -14,7 +14,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ PATIENCE_ENV = {
 # nodes have credentials of their own (a service account, a mounted secret); a local Ray inherits ours.
 STORE_ENV = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
-START_TRIES = 3
+START_TRIES = 5
 STARTED_LATE = "node timed out during startup"  # ray/_private/node.py
 LOCAL_CPUS = 4  # Ray's book-keeping: a resume of Ray Data reserves 2 before the first engine gets any
 
@@ -96,11 +96,13 @@ def start_local(**options: Any) -> None:
     """A private Ray of this process, with ``options`` of ray.init.
 
     Ray gives its own node 30 s to come up, a number that nothing sets; on a machine that is busy with other things it
-    is tried again.
+    is tried again, without what the first try has left running.
     """
+    import psutil
     import ray
 
     for left in reversed(range(START_TRIES)):
+        before = set(psutil.Process().children(recursive=True))
         try:
             with _native_stderr_closed():  # Ray's core says on it which log level it was given
                 ray.init(address="local", include_dashboard=False, **options)
@@ -110,6 +112,10 @@ def start_local(**options: Any) -> None:
                 raise
             log.warning("Ray did not come up in time on this busy machine; starting it once more")
             ray.shutdown()
+            for process in set(psutil.Process().children(recursive=True)) - before:
+                with suppress(psutil.NoSuchProcess):
+                    if any("/ray/" in word for word in process.cmdline()):
+                        process.kill()
 
 
 @contextmanager

@@ -135,7 +135,6 @@ TESTED_WITH_A_NEIGHBOUR = {
     "pocket/architecture.py": "pocket/test_curriculum.py",
     "pocket/chips.py": "pocket/test_domain.py",
     "products.py": "test_cli.py",
-    "ray_runtime.py": "test_stages.py",
     "report/collect.py": "report/test_build.py",
     "report/gallery.py": "report/test_build.py",
     "report/plots.py": "report/test_build.py",
