@@ -20,7 +20,7 @@ from typing import Any
 
 from adamllm_ray.config import DataSection
 from adamllm_ray.data import storage
-from adamllm_ray.data.sources.pair import RawPair, constant, kind, note, plain
+from adamllm_ray.data.sources.pair import RawPair, constant, kind, meta_json, note
 from adamllm_ray.data.sources.places import files_digest, parts, source_errors
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
@@ -72,7 +72,7 @@ def _pair(source: str, sample: _Sample) -> RawPair | None:
     """None when neither an image nor a caption belongs to the key: then it is not a record."""
     if not sample.images and sample.caption is None and sample.verdict is None:
         return None
-    meta = json.dumps(plain(sample.meta)) if sample.meta else None
+    meta = meta_json(sample.meta) if sample.meta else None
     caption = sample.caption or ""
     if sample.verdict is not None:
         return RawPair(source, sample.key, None, caption, None, meta, sample.verdict, sample.detail)

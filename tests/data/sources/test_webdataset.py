@@ -242,3 +242,12 @@ def test_fingerprint_follows_the_shards(tmp_path: Path) -> None:
     assert source_fingerprint(section) != first
     with pytest.raises(SourceError, match=r"no \.tar file"):
         source_fingerprint(DataSection(format="webdataset", path=str(hostile.write_folder(tmp_path / "x", {}, []))))
+
+
+def test_deeply_nested_json_costs_its_meta_only(tmp_path: Path) -> None:
+    for depth in (300, 600, 900, 980, 2000):
+        about = b'{"caption": "A pond.", "more": ' + b"[" * depth + b"]" * depth + b"}"
+        file = shard(tmp_path / "a.tar", [("1.png", PNG), ("1.json", about), ("2.png", PNG), ("2.txt", b"A hill.")])
+        found = read(file)
+        assert [pair.key for pair in found] == ["1", "2"]
+        json.loads(found[0].meta or "{}")
