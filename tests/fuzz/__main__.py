@@ -66,7 +66,7 @@ def fuzz(name: str, seconds: int, seed: int) -> None:
     }
 
     def mutated(data: bytes, max_size: int, seed: int) -> bytes:
-        changed = atheris.Mutate(data, len(data) if len(data) >= max_size else max_size)
+        changed = atheris.Mutate(data, max_size)
         return mended(name, changed)[:max_size] if seed % 4 else changed
 
     flags = [f"-{option}={value}" for option, value in options.items()]
