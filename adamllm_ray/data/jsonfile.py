@@ -141,9 +141,10 @@ class _Window:
         wanted = _CHUNK_CHARS
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._buffer, self._at)
+                begin = self._at
+                value, end = _DECODER.raw_decode(self._buffer, begin)
                 if end < len(self._buffer) - _TAIL_CHARS or not self._more(_CHUNK_CHARS):
-                    self._at = end
+                    self._at += end - begin  # asking for more moves the window, also when there is none
                     self.records += 1
                     return value
             except (ValueError, RecursionError) as error:
