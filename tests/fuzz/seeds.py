@@ -101,7 +101,8 @@ def configurations() -> Seeds:
         "run:\n  name: a\n  output: s3://bucket/x\n  seed: 3\n"
         "data:\n  format: parquet\n  path: /d\n  columns: {key: id}\n"
         "  images: {max_pixels: 1000, max_aspect: 2.5}\nmodels: {base: /m, synthesizer: tuned}\n"
-        "seed: {captions: [a], precise: [b], informative: [c]}\nsynthesis:\n  candidates: 2\n  engine: {replicas: 1}\n"
+        "seed: {captions: a, precise: b, informative: c}\n"
+        "synthesis:\n  candidates: 2\n  temperature: 7e-1\n  engine: {replicas: 1}\n"
         "judge: {threshold: 1e-1}\nmixture:\n  both: 1\n  replay: [{name: a, path: b, weight: 1}]\ntraining:\n"
         "  epochs: 2\n  lora: {rank: 4}\n  betas: [0.9, 0.95]\nevaluation: {}\ntuning: {trials: 2}\n"
     )
