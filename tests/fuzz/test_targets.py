@@ -47,8 +47,7 @@ def test_the_corpus_and_its_mutations_are_answered(name: str) -> None:
 def test_a_mutated_tar_is_read_past_its_checksums() -> None:
     [data] = [file.read_bytes() for file in corpus("webdataset") if file.name == "seed-pair"]
     changed = data.replace(b"d/1.txt", b"d/2.txt", 1)
-    with pytest.raises(tarfile.ReadError), tarfile.open(fileobj=io.BytesIO(changed)) as tar:
-        tar.getnames()
+    assert TARGETS["webdataset"]()(changed) == "source error"
     with tarfile.open(fileobj=io.BytesIO(tar_mended(changed))) as tar:
         assert tar.getnames() == ["d/1.png", "d/2.txt"]
     assert tar_mended(data) == data
