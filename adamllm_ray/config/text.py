@@ -34,12 +34,9 @@ class _Dumper(yaml.SafeDumper):
     """Puts quotes around a text that ``_Loader`` would read as a number, such as a name 1e5."""
 
 
-for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(  # type: ignore[no-untyped-call]
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-        list("-+0123456789"),
-    )
+_EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(*_EXPONENT)  # type: ignore[no-untyped-call]
+_Dumper.add_implicit_resolver(*_EXPONENT)  # type: ignore[no-untyped-call]
 
 
 def parse_yaml(text: str, where: str) -> Any:
