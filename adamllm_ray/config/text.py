@@ -22,11 +22,12 @@ class _Loader(yaml.SafeLoader):
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
+        event: Any = self.peek_event()
+        mark: Any = event.start_mark
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", mark)
         if getattr(event, "tag", None) is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"tags ({event.tag}) are not allowed", event.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"tags ({event.tag}) are not allowed", mark)
         return super().compose_node(parent, index)
 
 

@@ -251,3 +251,16 @@ def test_deeply_nested_json_costs_its_meta_only(tmp_path: Path) -> None:
         found = read(file)
         assert [pair.key for pair in found] == ["1", "2"]
         json.loads(found[0].meta or "{}")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE, b"K", b"x"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_size_of_an_exabyte_is_refused_at_once(tmp_path: Path, kind: bytes, packed: bool) -> None:
+    """tarfile looks for the next header behind it, a block at a time, without a thought of where the file ends."""
+    good, bad = tarfile.TarInfo("1.png"), tarfile.TarInfo("1.txt")
+    good.size, bad.size, bad.type = len(PNG), 1 << 60, kind
+    body = good.tobuf() + PNG + b"\0" * (-len(PNG) % 512) + bad.tobuf(tarfile.GNU_FORMAT) + b"\0" * 2048
+    file = tmp_path / ("a.tar.gz" if packed else "a.tar")
+    file.write_bytes(gzip.compress(body) if packed else body)
+    with pytest.raises(SourceError, match=r"promises more|100 times|a header of"):
+        read(file)
