@@ -4,6 +4,7 @@
 
 Each gets that many inputs from Hypothesis (tests/strategies.py) and must answer with a result, or with one of our
 own verdicts or errors. Anything else is counted as foreign and printed; the exit code is 1 then. About 10 minutes.
+fuzz_guided.py looks for coverage instead, with more targets.
 """
 
 from __future__ import annotations
@@ -19,13 +20,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from adamllm_ray.config import ImageLimits
-from adamllm_ray.data.images import decode
-from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import ImageRefused, ModelError
+from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.consistency import judgement
-from adamllm_ray.synthesis.triplets import Triplet, TripletParser
+from adamllm_ray.synthesis.triplets import TripletParser
 from benchmarks.measure import finish
+from tests.fuzz.targets import image_outcome, triplet_outcome
 from tests.strategies import damaged_images, label_logprobs, responses
 
 LABELS = {"Yes": 11, "No": 12, "Open": 13}
@@ -82,16 +82,7 @@ def _chat() -> ChatFormat:
 
 def _parse(chat: ChatFormat) -> Callable[[tuple[list[int], str]], str]:
     parser = TripletParser(chat)
-
-    def target(value: tuple[list[int], str]) -> str:
-        found = parser.parse(*value)
-        if isinstance(found, Verdict):
-            return str(found)
-        if not (isinstance(found, Triplet) and found.question and found.informative and found.precise):
-            raise TypeError(f"neither a triplet nor a verdict: {found!r}")
-        return "triplet"
-
-    return target
+    return lambda value: triplet_outcome(parser, *value)
 
 
 def _judge(logprobs: dict[int, float]) -> str:
@@ -108,13 +99,7 @@ def _judge(logprobs: dict[int, float]) -> str:
 
 
 def _decode(data: bytes) -> str:
-    try:
-        image = decode(data, ImageLimits())
-    except ImageRefused as refused:
-        return str(refused.verdict)
-    if image.mode != "RGB" or image.info:
-        raise TypeError(f"{image.mode} image with {image.info!r:.80}")
-    return "decoded"
+    return image_outcome(data, ImageLimits())
 
 
 if __name__ == "__main__":

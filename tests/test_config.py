@@ -248,3 +248,23 @@ def test_sampling_and_pool_sizes_that_cannot_be_name_the_fix(key, value, words):
 def test_pool_keeps_its_size_unless_told_otherwise():
     pool = parse_config({"run": {"output": "x"}, "synthesis": {"engine": {"replicas": 8}}}).synthesis.engine
     assert pool.least_replicas == 8
+
+
+@pytest.mark.parametrize(
+    "value", ['!!int ""', "!!bool x", "!!float ''", "!!timestamp x", "! a", "!!str a", "!!map [a]"]
+)
+def test_tags_are_refused(tmp_path: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match=r"tags .* are not allowed"):
+        load_config(write(tmp_path, f"run: {{output: x, seed: {value}}}\n"))
+
+
+def test_numbers_and_dates_that_python_cannot_hold(tmp_path: Path) -> None:
+    for value in ("1" + ":0" * 200 + ":0.0", "9" * 5000, "2001-99-01", "0001-01-01 00:00:00 +23:59"):
+        with pytest.raises(ConfigError):
+            load_config(write(tmp_path, f"run: {{output: x, seed: {value}}}\n"))
+
+
+@pytest.mark.parametrize("name", ["1e5", "12.e-3", "7E0", "0x1f", "1_000", "2001-01-01", "yes", "null"])
+def test_a_text_that_looks_like_a_number_stays_a_text(tmp_path: Path, name: str) -> None:
+    config = parse_config({"run": {"output": name, "name": name}, "data": {"path": f"+{name}"}})
+    assert load_config(write(tmp_path, dump_config(config))) == config

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from adamllm_ray.config.conversations import ConversationSection
@@ -17,7 +16,7 @@ from adamllm_ray.config.mixture import MixtureSection
 from adamllm_ray.config.quality import ContaminationSection, PublishSection, ReportSection
 from adamllm_ray.config.seed import SeedSection
 from adamllm_ray.config.synthesis import JudgeSection, SynthesisSection
-from adamllm_ray.config.text import apply_override, explain, parse_yaml, refuse_secrets
+from adamllm_ray.config.text import apply_override, explain, format_yaml, parse_yaml, refuse_secrets
 from adamllm_ray.config.training import TrainingSection
 from adamllm_ray.config.tuning import TuningSection
 from adamllm_ray.errors import ConfigError
@@ -148,4 +147,4 @@ def config_schema() -> dict[str, Any]:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return format_yaml(config.model_dump(mode="json"))

@@ -1,4 +1,4 @@
-"""Configuration as text: YAML in, overrides applied, and a validation error as sentences. Knows no section by name."""
+"""Configuration as text: YAML in and out, overrides, a validation error as sentences. Knows no section by name."""
 
 from __future__ import annotations
 
@@ -15,32 +15,43 @@ _USER_INFO = re.compile(r"://[^/\s]*@")
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5) and without aliases.
+    """The safe loader, with 1e-5 read as a number (YAML 1.1 wants 1.0e-5), without aliases and tags.
 
-    Ten lines of aliases can unfold to gigabytes, and no configuration here needs them.
+    Ten lines of aliases can unfold to gigabytes; a tag on a value that it does not fit (``!!int ""``) ends even the
+    safe loader with any exception. No configuration here needs either.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        mark: Any = event.start_mark
         if self.check_event(yaml.AliasEvent):
-            raise yaml.constructor.ConstructorError(
-                None, None, "aliases (*name) are not allowed", self.peek_event().start_mark
-            )
+            raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"tags ({event.tag}) are not allowed", mark)
         return super().compose_node(parent, index)
 
 
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Puts quotes around a text that ``_Loader`` would read as a number, such as a name 1e5."""
+
+
+_EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(*_EXPONENT)  # type: ignore[no-untyped-call]
+_Dumper.add_implicit_resolver(*_EXPONENT)  # type: ignore[no-untyped-call]
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """Plain data out of YAML text. Raises ConfigError that names ``where`` it stood."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that does not exist
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # no such date; 1:0:...:0.0 for ever
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
+
+
+def format_yaml(tree: Any) -> str:
+    """Plain data as YAML text that ``parse_yaml`` reads as the same data, keys in their order."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False)
+    return text
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:

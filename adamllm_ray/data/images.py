@@ -54,6 +54,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 # Our own, lower limit takes the place of Pillow's warning at 89 million pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -110,7 +111,8 @@ def upright_size(data: bytes, limits: ImageLimits) -> tuple[int, int]:
     """(width, height) that ``decode`` will give, read off the header. Raises ImageRefused as ``decode``."""
     image = _open(data, limits)
     width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    turned = image.format != "TIFF" and _orientation(image) in _SIDEWAYS  # Pillow turns TIFFs, and their size, itself
+    return (height, width) if turned else (width, height)
 
 
 def _open(data: bytes, limits: ImageLimits) -> ImageFile.ImageFile:

@@ -15,6 +15,7 @@ from adamllm_ray.errors import SourceError
 MAX_RECORD_BYTES = 64 << 20
 SHOWN_CHARS = 2000  # of a damaged line, kept so that it can be found and mended
 _CHUNK_CHARS = 1 << 20
+_TAIL_CHARS = 2  # behind a number, which may go on in the next chunk: "1", "1.", "1e+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +141,10 @@ class _Window:
         wanted = _CHUNK_CHARS
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._buffer, self._at)
-                if end < len(self._buffer) or not self._more(_CHUNK_CHARS):  # a number may go on in the next chunk
-                    self._at = end
+                begin = self._at
+                value, end = _DECODER.raw_decode(self._buffer, begin)
+                if end < len(self._buffer) - _TAIL_CHARS or not self._more(_CHUNK_CHARS):
+                    self._at += end - begin  # asking for more moves the window, also when there is none
                     self.records += 1
                     return value
             except (ValueError, RecursionError) as error:

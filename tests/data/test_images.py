@@ -193,6 +193,16 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     assert np.abs(corners - expected).max() < 25
 
 
+@pytest.mark.parametrize("orientation", range(10))  # 0 and 9 say nothing
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_header_tells_the_size_that_decoding_gives(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = hostile.encode(hostile.picture(64, 48), kind, exif=exif)
+    expected = (48, 64) if orientation in (5, 6, 7, 8) else (64, 48)
+    assert images.upright_size(data, LIMITS) == images.decode(data, LIMITS).size == expected
+
+
 def test_a_broken_exif_block_does_not_cost_the_image() -> None:
     data = hostile.encode(hostile.picture(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 40)
     assert images.decode(data, LIMITS).size == (64, 48)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -43,6 +44,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def meta_json(value: Any) -> str:
+    """What ``meta`` holds of a record: JSON in the strict sense; a nesting that Python cannot follow is left out."""
+    try:
+        return json.dumps(plain(value))
+    except RecursionError:
+        return json.dumps({"omitted": "nested too deeply"})
 
 
 def kind(value: Any) -> str:

@@ -6,7 +6,6 @@ the first assistant text is the caption. ``{"image": ..., "caption": ...}`` is u
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +16,7 @@ from adamllm_ray.config import DataSection
 from adamllm_ray.data import storage
 from adamllm_ray.data.jsonfile import Damaged, json_records
 from adamllm_ray.data.sources.folder import ImageFolder
-from adamllm_ray.data.sources.pair import RawPair, kind
+from adamllm_ray.data.sources.pair import RawPair, kind, meta_json
 from adamllm_ray.data.sources.places import existing, source_errors
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
@@ -60,19 +59,19 @@ def _file(data: DataSection) -> storage.Location:
 
 def _pair(source: str, key: str, record: Any, folder: ImageFolder) -> RawPair:
     if isinstance(record, Damaged):
-        meta = json.dumps({"text": record.text})
+        meta = meta_json({"text": record.text})
         return RawPair(source, key, meta=meta, verdict=Verdict.ROW_UNREADABLE, detail=record.reason)
     if not isinstance(record, dict):
         detail = f"expected an object, found {kind(record)}"
-        meta = json.dumps({"value": record})
+        meta = meta_json({"value": record})
         return RawPair(source, key, meta=meta, verdict=Verdict.ROW_UNREADABLE, detail=detail)
     rest = {name: value for name, value in record.items() if name not in _PAIR_FIELDS}
     try:
         image, remark = _image_name(record)
         caption, instruction = _caption(record)
     except _Unreadable as error:
-        return RawPair(source, key, meta=json.dumps(record), verdict=Verdict.ROW_UNREADABLE, detail=str(error))
-    others = json.dumps(rest) if rest else None
+        return RawPair(source, key, meta=meta_json(record), verdict=Verdict.ROW_UNREADABLE, detail=str(error))
+    others = meta_json(rest) if rest else None
     return RawPair(source, key, lambda: folder.read(image), caption, instruction, others, detail=remark)
 
 

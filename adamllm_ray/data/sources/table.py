@@ -6,7 +6,6 @@ the column is asked for, because reading it would run code of whoever wrote the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from adamllm_ray.config import Columns
 from adamllm_ray.data.sources.folder import ImageFolder
-from adamllm_ray.data.sources.pair import RawPair, kind, plain
+from adamllm_ray.data.sources.pair import RawPair, kind, meta_json
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
 
@@ -80,7 +79,7 @@ def pair(source: str, key: str, row: dict[str, Any], columns: Columns, folder: I
     image, caption = row.pop(columns.image), row.pop(columns.caption)
     if columns.key is not None:
         key = str(row.pop(columns.key, None))
-    meta = json.dumps(plain(row))
+    meta = meta_json(row)
     if isinstance(image, dict):
         image = image.get("bytes") if image.get("bytes") is not None else image.get("path")
     if isinstance(image, bytes):

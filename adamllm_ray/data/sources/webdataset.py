@@ -20,7 +20,7 @@ from typing import Any
 
 from adamllm_ray.config import DataSection
 from adamllm_ray.data import storage
-from adamllm_ray.data.sources.pair import RawPair, constant, kind, note, plain
+from adamllm_ray.data.sources.pair import RawPair, constant, kind, meta_json, note
 from adamllm_ray.data.sources.places import files_digest, parts, source_errors
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
@@ -41,9 +41,9 @@ _PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 def pairs(data: DataSection, ignored: Counter[str]) -> Iterator[RawPair]:
     """One pair per sample, shards in the order of their names, samples in the order of the shard."""
-    for place, name, _ in parts(data, SUFFIXES):
+    for place, name, size in parts(data, SUFFIXES):
         with _shard_errors(place.uri):
-            for sample in _samples(place, data, ignored):
+            for sample in _samples(place, size, data, ignored):
                 pair = _pair(name, sample)
                 if pair is not None:
                     yield pair
@@ -72,7 +72,7 @@ def _pair(source: str, sample: _Sample) -> RawPair | None:
     """None when neither an image nor a caption belongs to the key: then it is not a record."""
     if not sample.images and sample.caption is None and sample.verdict is None:
         return None
-    meta = json.dumps(plain(sample.meta)) if sample.meta else None
+    meta = meta_json(sample.meta) if sample.meta else None
     caption = sample.caption or ""
     if sample.verdict is not None:
         return RawPair(source, sample.key, None, caption, None, meta, sample.verdict, sample.detail)
@@ -83,10 +83,10 @@ def _pair(source: str, sample: _Sample) -> RawPair | None:
     return RawPair(source, sample.key, constant(sample.image), caption, None, meta, detail=remark)
 
 
-def _samples(place: storage.Location, data: DataSection, ignored: Counter[str]) -> Iterator[_Sample]:
+def _samples(place: storage.Location, size: int, data: DataSection, ignored: Counter[str]) -> Iterator[_Sample]:
     """Neighbouring members of one key make a sample."""
     sample: _Sample | None = None
-    for member, content in _members(place):
+    for member, content in _members(place, size):
         if member.type not in _PLAIN:
             note(ignored, f"member: {_KINDS.get(member.type, 'special')}")
             continue
@@ -161,9 +161,13 @@ def _take_json(sample: _Sample, suffix: str, size: int, content: Any, data: Data
 
 
 class _Tar(tarfile.TarFile):
-    """A tar read as a stream. ``complete`` is True behind the mark that ends an archive."""
+    """A tar read as a stream, of at most ``limit`` bytes. ``complete`` is True behind the mark that ends an archive."""
 
     complete = False
+
+    def __init__(self, *args: Any, limit: int, beyond: str, **options: Any) -> None:
+        self.limit, self.beyond = limit, beyond
+        super().__init__(*args, **options)
 
 
 class _Member(tarfile.TarInfo):
@@ -182,6 +186,8 @@ class _Member(tarfile.TarInfo):
             raise SourceError("it breaks off: the mark that ends a tar file is missing") from None
         except tarfile.TarError as error:
             raise SourceError(f"damaged header behind byte {tar.offset}: {error}") from error
+        if tar.offset > tar.limit:  # tarfile would look for the next header block by block, for years if need be
+            raise SourceError(tar.beyond)
         tar.complete = False
         return member
 
@@ -191,31 +197,36 @@ class _Member(tarfile.TarInfo):
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
+_BOMB = f"it unpacks to more than {MAX_RATIO} times its size"
+_SHORT = "it breaks off: a header promises more than the shard holds"
+
+
 class _Unpacked:
     """Bytes of a compressed shard, refused when they are absurdly many."""
 
-    def __init__(self, stream: Any, compressed_bytes: int) -> None:
+    def __init__(self, stream: Any, limit: int) -> None:
         self._stream = gzip.GzipFile(fileobj=stream)
-        self._left = FREE_BYTES + MAX_RATIO * compressed_bytes
+        self._left = limit
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
         self._left -= len(data)
         if self._left < 0:
-            raise SourceError(f"it unpacks to more than {MAX_RATIO} times its size")
+            raise SourceError(_BOMB)
         return data
 
 
-def _members(place: storage.Location) -> Iterator[tuple[tarfile.TarInfo, Any]]:
+def _members(place: storage.Location, size: int) -> Iterator[tuple[tarfile.TarInfo, Any]]:
     """(header, file object of the content) of every member. The content must be read before the next one is asked for.
 
     Memory stays flat: tarfile's own list of members is emptied.
     """
     with place.fs.open_input_stream(place.path, compression=None) as raw:
-        stream: Any = raw
-        if place.path.endswith("gz"):
-            stream = _Unpacked(raw, place.fs.get_file_info(place.path).size)
-        with _Tar.open(mode="r|", fileobj=stream, tarinfo=_Member, ignore_zeros=True) as tar:
+        packed = place.path.endswith("gz")
+        limit = FREE_BYTES + MAX_RATIO * size if packed else size
+        stream: Any = _Unpacked(raw, limit) if packed else raw
+        bounds: dict[str, Any] = {"limit": limit, "beyond": _BOMB if packed else _SHORT}
+        with _Tar.open(mode="r|", fileobj=stream, tarinfo=_Member, ignore_zeros=True, **bounds) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]
                 yield member, tar.extractfile(member) if member.type in _PLAIN else None

@@ -181,3 +181,29 @@ def test_image_folder_that_is_not_there(tmp_path: Path) -> None:
     folder = hostile.write_folder(tmp_path, {}, [hostile.share_gpt("a.png", "C")])
     with pytest.raises(SourceError, match="image_folder"):
         pairs(folder, image_folder=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("depth", [10, 300, 480, 500, 900, 960, 980, 990, 1000, 2000])
+def test_deeply_nested_records_are_rows(tmp_path: Path, depth: int) -> None:
+    nest = "[" * depth + "]" * depth
+    lines = [nest, f'{{"more": {nest}}}', f'{{"image": "a.png", "caption": "A pond.", "more": {nest}}}']
+    found = pairs(hostile.write_folder(tmp_path, {"a.png": PNG}, lines), format="sharegpt")
+    assert len(found) == 3
+    for pair in found:
+        json.loads(pair.meta or "")
+
+
+def test_numbers_beyond_float_do_not_reach_meta(tmp_path: Path) -> None:
+    lines = ["-1e999", '{"score": 1e999}', '{"image": "a.png", "caption": "A pond.", "score": [1e999, 1]}']
+    found = pairs(hostile.write_folder(tmp_path, {"a.png": PNG}, lines), format="sharegpt")
+    assert [json.loads(pair.meta or "") for pair in found] == [{"value": None}, {"score": None}, {"score": [None, 1]}]
+
+
+@pytest.mark.parametrize("chars", range(1, 24))
+def test_numbers_go_on_behind_the_edge_of_the_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chars: int
+) -> None:
+    monkeypatch.setattr(jsonfile, "_CHUNK_CHARS", chars)
+    (tmp_path / "data.json").write_text("[1.5, -2e+3,10E-1 ,0.25e2\n, 12, 7]")
+    found = pairs(tmp_path)
+    assert [json.loads(pair.meta or "")["value"] for pair in found] == [1.5, -2000.0, 1.0, 25.0, 12, 7]

@@ -242,3 +242,25 @@ def test_fingerprint_follows_the_shards(tmp_path: Path) -> None:
     assert source_fingerprint(section) != first
     with pytest.raises(SourceError, match=r"no \.tar file"):
         source_fingerprint(DataSection(format="webdataset", path=str(hostile.write_folder(tmp_path / "x", {}, []))))
+
+
+def test_deeply_nested_json_costs_its_meta_only(tmp_path: Path) -> None:
+    for depth in (300, 600, 900, 980, 2000):
+        about = b'{"caption": "A pond.", "more": ' + b"[" * depth + b"]" * depth + b"}"
+        file = shard(tmp_path / "a.tar", [("1.png", PNG), ("1.json", about), ("2.png", PNG), ("2.txt", b"A hill.")])
+        found = read(file)
+        assert [pair.key for pair in found] == ["1", "2"]
+        json.loads(found[0].meta or "{}")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE, b"K", b"x"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_size_of_an_exabyte_is_refused_at_once(tmp_path: Path, kind: bytes, packed: bool) -> None:
+    """tarfile looks for the next header behind it, a block at a time, without a thought of where the file ends."""
+    good, bad = tarfile.TarInfo("1.png"), tarfile.TarInfo("1.txt")
+    good.size, bad.size, bad.type = len(PNG), 1 << 60, kind
+    body = good.tobuf() + PNG + b"\0" * (-len(PNG) % 512) + bad.tobuf(tarfile.GNU_FORMAT) + b"\0" * 2048
+    file = tmp_path / ("a.tar.gz" if packed else "a.tar")
+    file.write_bytes(gzip.compress(body) if packed else body)
+    with pytest.raises(SourceError, match=r"promises more|100 times|a header of"):
+        read(file)
