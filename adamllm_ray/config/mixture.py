@@ -11,7 +11,8 @@ class ReplaySource(Section):
     """A dataset outside the run that is mixed in, in the ShareGPT layout."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$", description="Its kind of example is called replay:NAME; a file too."
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$",
+        description="Its kind of example is called replay:NAME; a file too.",
     )
     path: str
     image_folder: str | None = None

@@ -70,7 +70,7 @@ def local_folder(
         return fetch.from_hub(spec) if fetch.is_hub_id(spec) else fetch.from_s3(spec, s3)
     try:
         folder = _pocket_folder(spec.removeprefix(POCKET)) if spec.startswith(POCKET) else Path(spec).expanduser()
-        if folder.is_dir():
+        if spec and folder.is_dir():
             return folder
     except (OSError, ValueError, RuntimeError) as error:  # too long a name; no name at all; ~nobody
         raise ModelError(f"not the name of a model folder: {foreign(spec, 80)}: {error.args[-1]}") from error

@@ -109,7 +109,10 @@ def outline(place: Location) -> tuple[Snapshot | None, str]:
         return None, f"no {COMPLETE}, so it was not written to its end"
     try:
         tree = json.loads(text)
-        wanted = {storage.inside(entry["path"], COMPLETE): (int(entry["bytes"]), str(entry["sha256"])) for entry in tree["files"]}
+        wanted = {
+            storage.inside(entry["path"], COMPLETE): (int(entry["bytes"]), str(entry["sha256"]))
+            for entry in tree["files"]
+        }
         snapshot = Snapshot(place.path.rpartition("/")[2], int(tree["step"]), int(tree["world"]), tree["files"])
     except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
         return None, f"{COMPLETE} is damaged ({type(error).__name__})"

@@ -33,7 +33,9 @@ def opening(where: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise SourceError(f"cannot read {foreign(where)}: the type of a column is unusable: {foreign(error)}") from error
+        raise SourceError(
+            f"cannot read {foreign(where)}: the type of a column is unusable: {foreign(error)}"
+        ) from error
 
 
 def refuse_pickles(schema: pa.Schema, where: str) -> None:
@@ -45,8 +47,8 @@ def refuse_pickles(schema: pa.Schema, where: str) -> None:
     for name in _PICKLED:
         if name in serialized:
             raise SourceError(
-                f"{foreign(where)} holds pickled Python objects (extension type {name.decode()}): reading them would run code "
-                "from the file, so it is refused; write the data set again without that column"
+                f"{foreign(where)} holds pickled Python objects (extension type {name.decode()}): reading them would "
+                "run code from the file, so it is refused; write the data set again without that column"
             )
 
 
