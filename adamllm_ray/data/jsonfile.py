@@ -159,7 +159,8 @@ class _Window:
     def _broken(self, reason: str) -> SourceError:
         line = self._line + self._buffer.count("\n", 0, self._at)
         return SourceError(
-            f"{foreign(self._where)} is not a JSON list: {foreign(reason)}, in record {self.records + 1} near line {line}. "
+            f"{foreign(self._where)} is not a JSON list: {foreign(reason)}, in record {self.records + 1} near line "
+            f"{line}. "
             "Mend it, or turn it into JSON Lines, where a broken line costs only itself."
         )
 

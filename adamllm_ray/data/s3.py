@@ -156,7 +156,7 @@ def _entries(path: str, s3: S3Section) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def fetch(path: str, s3: S3Section, max_bytes: int) -> bytes:
-    """One whole object. A body that breaks off, stalls or trickles is asked for again; length and checksum must be right.
+    """One whole object, of the right length and checksum. One that breaks off, stalls or trickles is asked for again.
 
     Raises:
         TooManyBytes: the object is larger; its body is not read, or where its length is not told, no further than that.
@@ -193,7 +193,7 @@ class _Bounded:
         self._raw, self._max_bytes, self._stop = raw, max_bytes, stop
 
     def read(self, _: int | None = None) -> bytes:
-        """All of it, as it arrives: ``read`` itself would wait for the last byte of a piece, however slowly it comes."""
+        """All of it, as it arrives: ``read`` would wait for the last byte of a piece, however slowly that comes."""
         from urllib3.exceptions import ReadTimeoutError
 
         pieces, size = [], 0

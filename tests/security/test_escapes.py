@@ -80,7 +80,10 @@ def failing(folder: Path, kind: str) -> DataSection:
 
 @pytest.mark.parametrize(
     "kind",
-    ["two files", "a broken list", "columns", "no texts", "a damaged table", "damaged pages", "a damaged shard", "splits"],
+    [
+        *("two files", "a broken list", "columns", "no texts"),
+        *("a damaged table", "damaged pages", "a damaged shard", "splits"),
+    ],
 )
 def test_what_is_said_of_a_source_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
     with pytest.raises(SourceError) as caught:
