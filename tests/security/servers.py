@@ -68,7 +68,7 @@ def liar(how: str, elsewhere: str = "") -> Iterator[str]:
 
         def _head(self, status: int = 200, **headers: str) -> None:
             self.send_response(status)
-            for name, value in headers.items():
+            for name, value in {**headers, "Connection": "close"}.items():
                 self.send_header(name.replace("_", "-"), value)
             self.end_headers()
 
