@@ -116,6 +116,8 @@ def os_errors(where: str) -> Iterator[None]:
         raise OSError(errno.EIO, f"the object store answers {code or status}: {where}") from error
     except BotoCoreError as error:  # no credentials, no connection, time out
         raise OSError(errno.EIO, f"{error}") from error
+    except RecursionError:  # boto3 asks for the bucket's region when it is redirected, and is redirected again
+        raise OSError(errno.EIO, f"the object store sends every request elsewhere: {where}") from None
 
 
 def denied(error: OSError) -> bool:
