@@ -214,6 +214,13 @@ def test_damaged_headers_and_other_files(tmp_path: Path) -> None:
             read(file)
 
 
+def test_a_header_that_is_long_is_not_held(tmp_path: Path) -> None:
+    """A name of 100 KB is a whole and valid header; one of 100 GB would be too."""
+    file = shard(tmp_path / "a.tar", [("x" * 100_000 + ".png", PNG)], format=tarfile.GNU_FORMAT)
+    with pytest.raises(SourceError, match="a header of 100005 bytes"):
+        read(file)
+
+
 def test_joined_shards_are_read_to_the_end(tmp_path: Path) -> None:
     one = shard(tmp_path / "1.tar", [("1.png", PNG), ("1.txt", b"One.")]).read_bytes()
     two = shard(tmp_path / "2.tar", [("2.png", PNG), ("2.txt", b"Two.")]).read_bytes()
