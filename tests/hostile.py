@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import struct
 import zlib
@@ -68,6 +69,11 @@ def frame_bomb_gif() -> bytes:
 
 def exif_jpeg(orientation: int) -> bytes:
     """A JPEG whose pixels are stored turned, so that it is upright only when the EXIF tag is obeyed."""
+    return exif(orientation, "JPEG", quality=95, subsampling=0)
+
+
+def exif(orientation: int, kind: str, **options: Any) -> bytes:
+    """The same in any format."""
     stored = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,9 +85,9 @@ def exif_jpeg(orientation: int) -> bytes:
         8: Image.Transpose.ROTATE_270,
     }[orientation]
     image = picture() if stored is None else picture().transpose(stored)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return encode(image, "JPEG", quality=95, subsampling=0, exif=exif)
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return encode(image, kind, exif=tags, **options)
 
 
 def ramp_png_16() -> bytes:
@@ -148,3 +154,109 @@ def write_folder(folder: Path, images: dict[str, bytes], records: Sequence[Any],
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
     return folder
+
+
+class Bomb:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.marker),)
+
+
+FORGED = "\nFORGED: everything is well\r\x1b[2J\u202e"  # a line of its own, a cleared screen, text that runs backwards
+
+UNUSABLE = {  # locations that no file system and no store has
+    "empty": "",
+    "NUL": "a\0b",
+    "long": "x" * 5000,
+    "long name": "y" * 300,
+    "surrogate": "a\ud800",
+    "nobody's home": "~nobody-of-that-name/x",
+    "web": "http://127.0.0.1:1/x",
+    "gopher": "gopher://127.0.0.1:1/x",
+    "no bucket": "s3://",
+    "no name of a bucket": "s3://a b/c",
+    "key of a bucket": "s3://AKIAKEY:hush@runs/x",
+}
+
+
+def ways_out(folder: Path) -> list[str]:
+    """Names in a record that lead out of ``folder / "images"``, to ``folder / "secret.png"`` most of them.
+
+    ``images/link.png`` and ``images/way`` are links that lead there.
+    """
+    return [
+        "../secret.png",
+        "./../secret.png",
+        "sub/../../secret.png",
+        "x/../../secret.png",
+        "..//secret.png",
+        "link.png",
+        "way/secret.png",
+        "../images-other/secret.png",
+        f"{folder}/secret.png",
+        f"/{folder}/secret.png",
+        f"{folder}/images/../secret.png",
+        f"{folder}/images-other/secret.png",
+        f"file://{folder}/secret.png",
+        f"FILE://{folder}/secret.png",
+        f"file:{folder}/secret.png",
+        "/etc/passwd",
+        "/proc/self/environ",
+        "~/secret.png",
+        "$HOME/secret.png",
+        "%2e%2e/secret.png",
+        "..\\secret.png",
+        "s3://other-bucket/secret.png",
+        "../secret.png\0.png",
+        "../secret.png\ud800",
+        "../" * 1500 + "etc/passwd",
+    ]
+
+
+def addresses(port: int) -> list[str]:
+    """Forty ways to write where a server of this machine or of its network is; ``port``: where a trap listens."""
+    here = [
+        "127.0.0.1",
+        "localhost",
+        "LOCALHOST",
+        "localhost.",
+        "127.0.0.1.",
+        "127.1",
+        "0",
+        "0.0.0.0",
+        "2130706433",
+        "0x7f000001",
+        "0x7f.1",
+        "017700000001",
+        "0177.0.0.1",
+        "\u2460\u2461\u2466.\u24ea.\u24ea.\u2460",
+        "[::1]",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+        "[64:ff9b::7f00:1]",
+        "user@127.0.0.1",
+        "example.com@127.0.0.1",
+        "user:word@127.0.0.1",
+    ]
+    there = ["169.254.169.254", "[::ffff:169.254.169.254]", "[fd00:ec2::254]", "10.0.0.1", "192.168.0.1", "100.64.0.1"]
+    return [
+        *(f"http://{host}:{port}/a.png" for host in here),
+        *(f"http://{host}/latest/meta-data/" for host in there),
+        f"https://127.0.0.1:{port}/a.png",
+        f"HTTP://127.0.0.1:{port}/a.png",
+        f"//127.0.0.1:{port}/a.png",
+        f"http:/127.0.0.1:{port}/a.png",
+        f" http://127.0.0.1:{port}/a.png",
+        f"http://127.0.0.1:{port}#@example.com/a.png",
+        f"http://127.0.0.1:{port}\\@example.com/a.png",
+        f"http://127.0.0.1:{port}/redirect/5",
+        f"gopher://127.0.0.1:{port}/_GET%20/",
+        f"ftp://127.0.0.1:{port}/a.png",
+        f"jar:http://127.0.0.1:{port}/a.zip!/a.png",
+        f"s3://127.0.0.1:{port}/a.png",
+    ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from adamllm_ray.config import RunConfig, config_schema, dump_config, load_config, parse_config
 from adamllm_ray.errors import ConfigError
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.guards]
 MINIMAL: dict[str, Any] = {"run": {"output": "runs/x"}}
 
 
@@ -159,6 +159,12 @@ def test_files_that_are_no_configuration(tmp_path: Path, text: str, monkeypatch:
     with pytest.raises(ConfigError):
         load_config(write(tmp_path, text))
     assert not (tmp_path / "marker").exists()
+
+
+def test_aliases_are_refused(tmp_path: Path) -> None:
+    """Also where they would do no harm: ten lines of them can unfold to gigabytes."""
+    with pytest.raises(ConfigError, match="aliases"):
+        load_config(write(tmp_path, "run: {output: &a x, name: *a}\n"))
 
 
 def test_unreadable_files(tmp_path: Path) -> None:

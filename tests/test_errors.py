@@ -10,6 +10,8 @@ import pytest
 from adamllm_ray import errors
 from adamllm_ray.data.verdicts import Verdict, count_outcomes
 
+pytestmark = pytest.mark.guards
+
 
 def tree() -> list[type[errors.AdamLLMError]]:
     found = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.AdamLLMError)]

@@ -50,8 +50,8 @@ def load_ablation(path: str | Path) -> AblationConfig:
     try:
         tree = parse_yaml(file.read_text("utf-8"), str(file))
         found = AblationConfig.model_validate_json(json.dumps(tree))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the ablation {file}: {error}") from error
     except ValidationError as error:
         raise ConfigError(explain(error, AblationConfig)) from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL byte
+        raise ConfigError(f"cannot read the ablation {file}: {error}") from error
     return found.model_copy(update={"config": str(file.parent / found.config)})

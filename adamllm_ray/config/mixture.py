@@ -10,7 +10,10 @@ from adamllm_ray.config.fields import Section, Share, Weight
 class ReplaySource(Section):
     """A dataset outside the run that is mixed in, in the ShareGPT layout."""
 
-    name: str
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]{0,63}$",
+        description="Its kind of example is called replay:NAME; a file too.",
+    )
     path: str
     image_folder: str | None = None
     weight: Weight = Field(description="Examples of this source per domain example.")

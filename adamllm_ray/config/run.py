@@ -120,7 +120,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise ConfigError(f"{file}: larger than {MAX_CONFIG_BYTES} bytes; this is not a run configuration")
         tree = parse_yaml(file.read_text("utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a path with a NUL byte
         raise ConfigError(f"cannot read the configuration {file}: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: expected sections such as 'run:' and 'data:', found {type(tree).__name__}")

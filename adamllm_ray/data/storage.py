@@ -52,10 +52,10 @@ def resolve(uri: str, s3_options: S3Section | None = None) -> Location:
     """Filesystem and path of a local path, ``file://`` or ``s3://`` URI; ``s3_options`` say how to reach the latter.
 
     Raises:
-        ConfigError: another scheme, an empty path, a NUL byte, an over-long path.
+        ConfigError: another scheme, an empty path, a NUL byte, an over-long path, a lone surrogate.
         StorageError: the S3 client cannot be set up.
     """
-    if not uri or "\0" in uri or len(uri) > MAX_PATH_CHARS:
+    if not _writable(uri) or len(uri) > MAX_PATH_CHARS:
         raise ConfigError(f"not a usable path: {uri[:80]!r}; give a local path or s3://bucket/prefix")
     scheme, separator, rest = uri.partition("://")
     if separator and scheme == "s3":
@@ -73,6 +73,22 @@ def resolve(uri: str, s3_options: S3Section | None = None) -> Location:
         )
     path = os.path.abspath(os.path.expanduser(rest if separator else uri))  # noqa: PTH100, PTH111 - keeps links as named
     return Location(pafs.LocalFileSystem(), path, path, True)
+
+
+def inside(name: str, where: str) -> str:
+    """``name`` of a file below the folder ``where``, as some list gave it: the keys of a bucket, a manifest, a seal.
+
+    Raises:
+        StorageError: it is absolute or has a part "..": it would lead out of the folder.
+    """
+    if not _writable(name) or name.startswith("/") or ".." in name.split("/"):
+        raise StorageError(f"{where}: {name[:100]!r} is not the name of a file in this folder; nothing was copied")
+    return name
+
+
+def _writable(path: str) -> bool:
+    """Whether a file system can have such a name: not empty, no NUL byte, nothing that UTF-8 has no bytes for."""
+    return bool(path) and "\0" not in path and not any("\ud800" <= character <= "\udfff" for character in path)
 
 
 @contextmanager

@@ -52,8 +52,10 @@ def download(place: Location, folder: Path, names: Iterable[str] | None = None) 
 
     Raises:
         OSError: a file could not be read whole; others may be there.
+        StorageError: a name leads out of the folder. A bucket may have a key "../x": nothing is copied then.
     """
-    chosen = [name for name, _ in storage.list_files(place)] if names is None else list(names)
+    found = [name for name, _ in storage.list_files(place)] if names is None else names
+    chosen = [storage.inside(name, place.uri) for name in found]
     if place.local:
         _copy_all([(Path(place.path, name), folder / name) for name in chosen])
         return

@@ -24,7 +24,7 @@ from pyarrow import fs as pafs
 
 from adamllm_ray.config import S3Section
 from adamllm_ray.data import storage
-from adamllm_ray.errors import ModelError
+from adamllm_ray.errors import ModelError, foreign
 
 POCKET = "pocket:"
 SHARD_BYTES = 4 << 30  # of an exported model: what is held beside it while it is written
@@ -42,11 +42,11 @@ def resolve_model(spec: str, s3: S3Section | None = None) -> str:
         StorageError: it could not be fetched (see `local_folder`).
     """
     folder = local_folder(spec, s3=s3)
-    config = read_config(folder)
-    if "auto_map" in config or "auto_map" in read_json(folder / "tokenizer_config.json"):
+    read_config(folder)
+    if (file := _own_code(folder)) is not None:
         raise ModelError(
-            f"{folder} wants to run code of its own (auto_map), which is never done here; use a conversion of the "
-            "model to a class that transformers ships"
+            f"{folder} wants to run code of its own (auto_map in {file}), which is never done here; use a conversion "
+            "of the model to a class that transformers ships"
         )
     if not any(folder.glob("*.safetensors")):
         raise ModelError(
@@ -68,10 +68,13 @@ def local_folder(
 
     if fetch.is_remote(spec):
         return fetch.from_hub(spec) if fetch.is_hub_id(spec) else fetch.from_s3(spec, s3)
-    folder = _pocket_folder(spec.removeprefix(POCKET)) if spec.startswith(POCKET) else Path(spec).expanduser()
-    if not folder.is_dir():
-        raise ModelError(_missing(spec, folder, needs))
-    return folder
+    try:
+        folder = _pocket_folder(spec.removeprefix(POCKET)) if spec.startswith(POCKET) else Path(spec).expanduser()
+        if spec and folder.is_dir():
+            return folder
+    except (OSError, ValueError, RuntimeError) as error:  # too long a name; no name at all; ~nobody
+        raise ModelError(f"not the name of a model folder: {foreign(spec, 80)}: {error.args[-1]}") from error
+    raise ModelError(_missing(spec, folder, needs))
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -213,7 +216,19 @@ def quiet_transformers() -> Iterator[None]:
 
 
 def _pocket_folder(name: str) -> Path:
-    return Path(__file__).parents[1] / "pocket" / "weights" / name
+    return Path(__file__).parents[1] / "pocket" / "weights" / (name if re.fullmatch(r"\w+", name) else "none")
+
+
+def _own_code(folder: Path) -> str | None:
+    """The configuration file of a folder that names code beside it, if one does: of model, tokenizer or processor."""
+    return next((path.name for path in sorted(folder.glob("*config.json")) if _names_code(read_json(path))), None)
+
+
+def _names_code(tree: Any) -> bool:
+    """At any depth: a part of a model has a configuration of its own in that of the whole."""
+    if isinstance(tree, dict):
+        return "auto_map" in tree or any(map(_names_code, tree.values()))
+    return isinstance(tree, list) and any(map(_names_code, tree))
 
 
 def _missing(spec: str, folder: Path, needs: tuple[str, ...]) -> str:
@@ -246,7 +261,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         tree = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(tree, dict):
         raise ModelError(f"{path} is not a JSON object")

@@ -17,12 +17,11 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from pyarrow import fs as pafs
-
 from adamllm_ray.config import S3Section
-from adamllm_ray.data import storage
+from adamllm_ray.data import storage, transfer
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.data.verify import verify
 from adamllm_ray.errors import ConfigError, ModelError, StorageError
@@ -57,7 +56,7 @@ def push(run: RunFolder, repository: str, *, private: bool = True) -> Pushed:
         raise StorageError(f"the model is not as it was written, nothing was sent: {problems[0]}")
     files = [entry for entry in manifest.files if entry["path"].startswith("model/")]
     names = [entry["path"].removeprefix("model/") for entry in files]
-    with _local(stage.place.child("model")) as folder:
+    with _local(stage.place.child("model"), names) as folder:
         url = _upload(folder, names, _Target(repository, "model", private), token)
     return Pushed(url, len(files), sum(entry["bytes"] for entry in files))
 
@@ -69,7 +68,7 @@ def push_dataset(
     token = check_repository(repository)
     place = storage.resolve(output, s3)
     sizes = dict(storage.list_files(place))
-    with _local(place) as folder:
+    with _local(place, files) as folder:
         url = _upload(folder, list(files), _Target(repository, "dataset", private), token)
     return Pushed(url, len(files), sum(sizes[name] for name in files))
 
@@ -117,11 +116,12 @@ def _upload(folder: str, names: list[str], target: _Target, token: str) -> str:
 
 
 @contextmanager
-def _local(place: storage.Location) -> Iterator[str]:
-    """The folder itself where it is on this disk, a copy of it otherwise."""
+def _local(place: storage.Location, names: Sequence[str]) -> Iterator[str]:
+    """The folder itself where it is on this disk, a copy of these files of it otherwise."""
     if place.local:
         yield place.path
         return
     with tempfile.TemporaryDirectory() as folder:
-        pafs.copy_files(place.path, folder, source_filesystem=place.fs)
+        with storage.storage_errors("fetch what is to be sent", place.uri):
+            transfer.download(place, Path(folder), names)
         yield folder

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ GUARDED = {  # what `engine.extra` may not change: these keep code and network o
 FORBIDDEN = {  # each takes the import path of a class, that is, code
     "logits_processors", "scheduler_cls", "worker_cls", "worker_extension_cls", "model_class_overrides",
 }  # fmt: skip
+_NAMES_CODE = re.compile(r"(module_path|plugin|cls|logits_processors|class_overrides)$")  # keys at any depth, likewise
+_BACKENDS = ("distributed_executor_backend", "backend")  # a word, or an import path
 OWN_FIELDS = {
     "model": "models.*",
     "tensor_parallel_size": "engine.gpus_per_replica (GPUs = tensor parallel size x engine.pipeline_parallel)",
@@ -96,8 +100,24 @@ def _check_extra(settings: EngineSection) -> None:
     taken = sorted((GUARDED.keys() | FORBIDDEN) & settings.extra.keys())
     if taken:
         raise ConfigError(f"engine.extra: {', '.join(taken)} cannot be changed")
+    for place in _code(settings.extra):
+        raise ConfigError(f"engine.extra: {place} names code to import, which no configuration may")
     for name in sorted(OWN_FIELDS.keys() & settings.extra.keys()):
         raise ConfigError(f"engine.extra: {name} is not set here; use {OWN_FIELDS[name]}")
+
+
+def _code(tree: Any, place: str = "") -> Iterator[str]:
+    """Where settings, at any depth, name a module, a class or a file of code."""
+    if isinstance(tree, list):
+        for number, value in enumerate(tree):
+            yield from _code(value, f"{place}.{number}")
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            here = f"{place}.{key}" if place else str(key)
+            path = str(key) in _BACKENDS and isinstance(value, str) and "." in value
+            if value and (_NAMES_CODE.search(str(key)) or path or value == "custom_class"):
+                yield here
+            yield from _code(value, here)
 
 
 def _lora_rank(rank: int) -> int:

@@ -22,6 +22,7 @@ from adamllm_ray.data.jsonfile import Damaged, json_records
 from adamllm_ray.data.record import record_id
 from adamllm_ray.data.run import StageFolder
 from adamllm_ray.data.sources import ImageFolder
+from adamllm_ray.data.sources.places import source_errors
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, SourceError
 from adamllm_ray.synthesis.triplets import triplets
@@ -68,10 +69,11 @@ def copy_replay(
         place = storage.resolve(source.path, s3)
         folder = ImageFolder(source.image_folder or place.uri.rpartition("/")[0], limits.max_bytes, s3)
         rows = []
-        for key, record in json_records(place):
-            row = _row(f"{source.name}:{key}", record, folder, limits)
-            counts[row["verdict"]] += 1
-            rows.append(row)
+        with source_errors(place.uri):
+            for key, record in json_records(place):
+                row = _row(f"{source.name}:{key}", record, folder, limits)
+                counts[row["verdict"]] += 1
+                rows.append(row)
         if not counts[Verdict.OK]:
             raise SourceError(f"mixture.replay '{source.name}': no usable record in {source.path} ({dict(counts)})")
         target = stage.place.child(f"replay/{source.name}.parquet")

@@ -27,7 +27,7 @@ from pyarrow import fs as pafs
 
 from adamllm_ray.data import storage
 from adamllm_ray.data.storage import Location
-from adamllm_ray.errors import TrainingError
+from adamllm_ray.errors import StorageError, TrainingError
 
 COMPLETE = "complete.json"
 PREFIX = "step-"
@@ -109,9 +109,12 @@ def outline(place: Location) -> tuple[Snapshot | None, str]:
         return None, f"no {COMPLETE}, so it was not written to its end"
     try:
         tree = json.loads(text)
-        wanted = {str(entry["path"]): (int(entry["bytes"]), str(entry["sha256"])) for entry in tree["files"]}
+        wanted = {
+            storage.inside(entry["path"], COMPLETE): (int(entry["bytes"]), str(entry["sha256"]))
+            for entry in tree["files"]
+        }
         snapshot = Snapshot(place.path.rpartition("/")[2], int(tree["step"]), int(tree["world"]), tree["files"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StorageError) as error:
         return None, f"{COMPLETE} is damaged ({type(error).__name__})"
     found = dict(storage.list_files(place))
     for path, (size, _) in wanted.items():

@@ -18,6 +18,7 @@ from tests import hostile
 
 pytestmark = [
     pytest.mark.timeout(60),
+    pytest.mark.guards,
     pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning"),
 ]
 LIMITS = ImageLimits()
@@ -143,6 +144,22 @@ def test_text_chunk_bomb_is_refused_or_ignored() -> None:
     assert outcome(hostile.text_bomb_png())[0] in ("ok", "image_truncated")
 
 
+def test_a_text_chunk_is_not_unpacked() -> None:
+    """As for the other bombs: 200 MB of text in 200 KB."""
+    code = (
+        "import sys, resource; sys.path.insert(0, 'tests'); import hostile\n"
+        "from adamllm_ray.config import ImageLimits; from adamllm_ray.data import images\n"
+        "data = hostile.text_bomb_png(); images.check(hostile.good_png(), ImageLimits())\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak()\n"
+        "try: images.check(data, ImageLimits())\n"
+        "except images.ImageRefused: pass\n"
+        "print(peak() - before)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout) <= 20, "MB"
+
+
 def test_small_long_and_heavy() -> None:
     assert verdict(hostile.encode(Image.new("RGB", (1, 1)))) is Verdict.IMAGE_TOO_SMALL
     assert verdict(hostile.encode(Image.new("L", (60_000, 1)))) is Verdict.IMAGE_TOO_SMALL
@@ -201,6 +218,13 @@ def test_the_header_tells_the_size_that_decoding_gives(kind: str, orientation: i
     data = hostile.encode(hostile.picture(64, 48), kind, exif=exif)
     expected = (48, 64) if orientation in (5, 6, 7, 8) else (64, 48)
     assert images.upright_size(data, LIMITS) == images.decode(data, LIMITS).size == expected
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_pixel_is_upright(orientation: int) -> None:
+    """Without the losses of JPEG: all eight equal the reference."""
+    pixels = np.asarray(images.decode(hostile.exif(orientation, "PNG"), LIMITS))
+    assert np.array_equal(pixels, np.asarray(hostile.picture()))
 
 
 def test_a_broken_exif_block_does_not_cost_the_image() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -123,6 +124,40 @@ def test_captions_survive_byte_for_byte(zoo: tuple[Manifest, dict[str, Any], Pat
         assert zoo[1][name]["caption"] == BAD_INPUT[name][1]
     assert zoo[1]["surrogate"]["caption"] == "a\ufffd bc \U0001f600"
     assert zoo[1]["good"]["caption_instruction"] == "What is it?"
+
+
+PIECES = [
+    *("<|im_end|>", "<|im_start|>user\n", "<image>", "<|eot_id|>", "</s>", "\u202e", "\u200b", "\ufeff", "\ufffd"),
+    *(
+        "\0",
+        "\ud83d",
+        "\ude00",
+        "\U0001f600",
+        "e" + "\u0301" * 60,
+        "\r\n",
+        "\u2028",
+        "\x1b[2J",
+        "pond",
+        " ",
+        "\x7f",
+        "\ue000",
+    ),
+]
+
+
+def test_five_hundred_hostile_captions_come_through(tmp_path: Path) -> None:
+    """Reliability test 29: byte for byte through Parquet, but for NUL and lone surrogates, which it cannot hold."""
+    draw = random.Random(0)
+    captions = ["".join(draw.choices(PIECES, k=draw.randint(1, 12))) for _ in range(500)]
+    records = [hostile.share_gpt("a.png", caption, n=n) for n, caption in enumerate(captions)]
+    source = hostile.write_folder(tmp_path / "s", {"a.png": hostile.good_png()}, records)
+    manifest, rows = run_ingest(config(tmp_path, source, max_caption_chars=5000))
+    assert manifest.rows_in == len(rows) == 500
+    for caption, row in zip(captions, rows, strict=True):
+        joined = caption.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON has two halves as one
+        wanted = joined.replace("\0", "")
+        assert row["caption"].encode() == wanted.encode()
+        assert row["verdict"] in ("ok", "duplicate", "caption_empty")
 
 
 def test_duplicate_names_its_original(zoo: tuple[Manifest, dict[str, Any], Path]) -> None:

@@ -24,7 +24,7 @@ from adamllm_ray.errors import (
     StorageError,
 )
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.guards]
 PRINT = {"source": {"path": "/data", "sha256": "ab"}, "limits": (1, 2), "code": "1234"}
 
 

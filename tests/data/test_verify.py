@@ -12,7 +12,7 @@ import pytest
 from adamllm_ray.data.run import RunFolder, StageFolder
 from adamllm_ray.data.verify import verify
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.guards]
 
 
 def write_rows(stage: StageFolder, rows: dict[str, str], name: str = "part-0.parquet", column: str = "verdict") -> Path:

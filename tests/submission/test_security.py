@@ -11,6 +11,8 @@ from adamllm_ray.submission.security import findings, is_closed
 from tests.cluster.rendering import OVERLAYS, kept
 from tests.submission.test_kuberay import good, put
 
+pytestmark = pytest.mark.guards
+
 HEAD = "spec.headGroupSpec.template.spec"
 RAY = f"{HEAD}.containers.0"
 WORKER = "spec.workerGroupSpecs.3.template.spec"

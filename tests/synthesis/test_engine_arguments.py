@@ -10,6 +10,8 @@ from adamllm_ray.errors import ConfigError
 from adamllm_ray.models.adapter import Adapter
 from adamllm_ray.synthesis.engine_arguments import FORBIDDEN, GUARDED, OWN_FIELDS, engine_arguments, engine_identity
 
+pytestmark = pytest.mark.guards
+
 
 def arguments(settings: EngineSection, **more: object) -> dict[str, object]:
     return engine_arguments("m", settings, images=False, seed=0, **more)  # type: ignore[arg-type]
@@ -27,6 +29,33 @@ def test_guards_hold_and_everything_else_is_passed_on() -> None:
 def test_code_network_and_what_ray_must_know_cannot_be_set(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         arguments(EngineSection(extra={name: 2}))
+
+
+@pytest.mark.parametrize(
+    ("extra", "place"),
+    [
+        ({"reasoning_parser_plugin": "/tmp/evil.py"}, "reasoning_parser_plugin"),
+        ({"io_processor_plugin": "evil"}, "io_processor_plugin"),
+        ({"distributed_executor_backend": "evil.Executor"}, "distributed_executor_backend"),
+        ({"compilation_config": {"backend": "evil.backend"}}, "compilation_config.backend"),
+        ({"speculative_config": {"method": "custom_class", "model": "evil.Proposer"}}, "speculative_config.method"),
+        ({"kv_transfer_config": {"kv_connector_module_path": "evil"}}, "kv_connector_module_path"),
+        ({"kv_transfer_config": {"kv_connector_extra_config": {"spec_module_path": "evil"}}}, "spec_module_path"),
+        ({"x": [{"encoder_cache_manager_cls": "evil.Cache"}]}, "x.0.encoder_cache_manager_cls"),
+    ],
+)
+def test_nothing_imports_what_a_configuration_names(extra: dict[str, object], place: str) -> None:
+    with pytest.raises(ConfigError, match=f"{place} names code"):
+        arguments(EngineSection(extra=extra))
+
+
+def test_words_for_backends_are_let_through() -> None:
+    extra = {
+        "distributed_executor_backend": "mp",
+        "compilation_config": {"backend": "inductor"},
+        "reasoning_parser_plugin": "",
+    }
+    assert extra.items() <= arguments(EngineSection(extra=extra)).items()
 
 
 def test_gpu_replica_is_left_to_vllm() -> None:

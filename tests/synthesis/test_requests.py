@@ -7,6 +7,8 @@ import pytest
 from adamllm_ray.errors import RowAccountingError
 from adamllm_ray.synthesis.requests import Completion, Request, match_completions
 
+pytestmark = pytest.mark.guards
+
 REQUESTS = [Request(str(number), [1]) for number in range(30)]
 
 

@@ -21,6 +21,8 @@ from adamllm_ray.training.snapshots import (
     write_complete,
 )
 
+pytestmark = pytest.mark.guards
+
 
 def make(root: Path, step: int) -> Path:
     folder = root / snapshot_name(step)

@@ -13,7 +13,7 @@ from pyarrow import fs as pafs
 
 from adamllm_ray.config import DataSection
 from adamllm_ray.data import s3, storage
-from adamllm_ray.errors import SourceError, StorageError
+from adamllm_ray.errors import SourceError, StorageError, foreign
 
 END_BYTES = 64 << 10  # read from both ends of a file for its fingerprint
 
@@ -28,7 +28,7 @@ def source_errors(where: str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         if where.startswith("s3://") and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise unreachable(error, where) from error
-        raise SourceError(f"cannot read {where}: {error}") from error
+        raise SourceError(f"cannot read {foreign(where)}: {foreign(error)}") from error
 
 
 def unreachable(error: OSError, where: str) -> StorageError:
@@ -38,7 +38,8 @@ def unreachable(error: OSError, where: str) -> StorageError:
         if s3.denied(error)
         else "see that the storage can be reached"
     )
-    return StorageError(f"cannot read {where}: {error.strerror or error}; {remedy}, then run the same command again")
+    reason = foreign(error.strerror or error)
+    return StorageError(f"cannot read {foreign(where)}: {reason}; {remedy}, then run the same command again")
 
 
 def existing(data: DataSection) -> storage.Location:

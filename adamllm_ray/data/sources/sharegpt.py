@@ -19,7 +19,7 @@ from adamllm_ray.data.sources.folder import ImageFolder
 from adamllm_ray.data.sources.pair import RawPair, kind, meta_json
 from adamllm_ray.data.sources.places import existing, source_errors
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import SourceError
+from adamllm_ray.errors import SourceError, foreign
 
 _USERS, _ASSISTANTS = {"user", "human"}, {"assistant", "gpt", "model"}
 _PAIR_FIELDS = {"images", "image", "messages", "conversations", "caption"}
@@ -50,7 +50,7 @@ def _file(data: DataSection) -> storage.Location:
         found = place.fs.get_file_info(pafs.FileSelector(place.path))
     names = sorted(info.base_name for info in found if info.is_file and info.extension in ("json", "jsonl", "ndjson"))
     if len(names) != 1:
-        listed = ", ".join(names[:5]) or "none"
+        listed = foreign(", ".join(names[:5])) or "none"
         raise SourceError(
             f"data.path: {place.uri} must hold exactly one .json or .jsonl file (found: {listed}); name it"
         )

@@ -16,7 +16,7 @@ from adamllm_ray.config import Columns
 from adamllm_ray.data.sources.folder import ImageFolder
 from adamllm_ray.data.sources.pair import RawPair, kind, meta_json
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import SourceError
+from adamllm_ray.errors import SourceError, foreign
 
 BATCH_ROWS = 32
 _PICKLED = (b"arrow.py_extension_type", b"ray.data.arrow_pickled_object")  # Arrow extension types that unpickle
@@ -32,7 +32,9 @@ def opening(where: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise SourceError(f"cannot read {where}: the type of a column is unusable: {error}") from error
+        raise SourceError(
+            f"cannot read {foreign(where)}: the type of a column is unusable: {foreign(error)}"
+        ) from error
 
 
 def refuse_pickles(schema: pa.Schema, where: str) -> None:
@@ -44,8 +46,8 @@ def refuse_pickles(schema: pa.Schema, where: str) -> None:
     for name in _PICKLED:
         if name in serialized:
             raise SourceError(
-                f"{where} holds pickled Python objects (extension type {name.decode()}): reading them would run code "
-                "from the file, so it is refused; write the data set again without that column"
+                f"{foreign(where)} holds pickled Python objects (extension type {name.decode()}): reading them would "
+                "run code from the file, so it is refused; write the data set again without that column"
             )
 
 
@@ -54,12 +56,16 @@ def check_columns(schema: pa.Schema, columns: Columns, where: str) -> None:
     for option, name in (("image", columns.image), ("caption", columns.caption), ("key", columns.key)):
         if name is not None and name not in schema.names:
             raise SourceError(
-                f"{where} has no column '{name}' (data.columns.{option}); it has: {', '.join(schema.names[:20])}"
+                f"{foreign(where)} has no column '{name}' (data.columns.{option}); it has: "
+                f"{foreign(', '.join(schema.names[:20]), 1000)}"
             )
     kind = schema.field(columns.caption).type
     text = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(text) or pa.types.is_large_string(text) or pa.types.is_string_view(text)):
-        raise SourceError(f"{where}: column '{columns.caption}' holds {kind}, not texts (data.columns.caption)")
+        holds = foreign(kind, 100)
+        raise SourceError(
+            f"{foreign(where)}: column '{columns.caption}' holds {holds}, not texts (data.columns.caption)"
+        )
 
 
 def rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:

@@ -23,7 +23,7 @@ from adamllm_ray.data import storage
 from adamllm_ray.data.sources.pair import RawPair, constant, kind, meta_json, note
 from adamllm_ray.data.sources.places import files_digest, parts, source_errors
 from adamllm_ray.data.verdicts import Verdict
-from adamllm_ray.errors import SourceError
+from adamllm_ray.errors import SourceError, foreign
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
 MAX_TEXT_BYTES = 1 << 20  # of a caption or JSON member
@@ -239,6 +239,7 @@ def _shard_errors(where: str) -> Iterator[None]:
         with source_errors(where):
             yield
     except SourceError as error:
-        raise error if where in str(error) else SourceError(f"cannot read {where}: {error}") from error
+        shown = foreign(where)
+        raise error if shown in str(error) else SourceError(f"cannot read {shown}: {error}") from error
     except (tarfile.TarError, EOFError, zlib.error, ValueError, RecursionError) as error:
-        raise SourceError(f"cannot read {where}: {type(error).__name__}: {error}") from error
+        raise SourceError(f"cannot read {foreign(where)}: {type(error).__name__}: {foreign(error)}") from error

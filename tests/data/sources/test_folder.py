@@ -14,7 +14,7 @@ from adamllm_ray.errors import ImageRefused
 from tests import hostile
 from tests.data.sources.reading import PNG
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.guards]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
 from tests.data.sources.reading import PNG, loaded, pairs
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.guards]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 Rows = list[tuple[dict[str, Any] | None, str | None]]
 
@@ -127,4 +128,16 @@ def test_a_column_of_pickles_is_refused(tmp_path: Path) -> None:
     with pa.ipc.new_stream(part, table.schema) as sink:
         sink.write_table(table)
     with pytest.raises(SourceError, match="pickled Python objects"):
+        read(folder)
+
+
+def test_offsets_that_lead_out_of_the_file(tmp_path: Path) -> None:
+    """A text that is said to be a gigabyte long would be read from the memory behind the file."""
+    folder = save(tmp_path, [[row("x" * 1111), row("y" * 2222)]])
+    part = folder / "data-00000-of-00001.arrow"
+    whole = part.read_bytes()
+    offsets = struct.pack("<iii", 0, 1111, 3333)
+    assert whole.count(offsets) == 1
+    part.write_bytes(whole.replace(offsets, struct.pack("<iii", 0, 1111, 1 << 30)))
+    with pytest.raises(SourceError, match="data-00000-of-00001"):
         read(folder)

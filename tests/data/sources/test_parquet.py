@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from adamllm_ray.config import Columns
 from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import SourceError
 from tests.data.sources.reading import PNG, loaded, pairs, parquet
+from tests.hostile import Bomb
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.guards]
 
 
 def test_parquet_bytes_struct_and_path(tmp_path: Path) -> None:
@@ -105,16 +105,6 @@ def test_parquet_damaged_or_absent(tmp_path: Path) -> None:
         pairs(tmp_path / "empty", format="parquet")
 
 
-class Bomb:
-    """Unpickled, it makes a folder."""
-
-    def __init__(self, marker: str) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (self.marker,)
-
-
 @pytest.mark.parametrize("nested", [False, True])
 def test_parquet_with_pickles_is_refused(tmp_path: Path, nested: bool) -> None:
     """Reliability test 56: in a process where Ray has registered the type whose values it unpickles."""
@@ -122,7 +112,7 @@ def test_parquet_with_pickles_is_refused(tmp_path: Path, nested: bool) -> None:
 
     marker = tmp_path / "marker"
     kind = ArrowPythonObjectType()
-    column = pa.ExtensionArray.from_storage(kind, pa.array([pickle.dumps(Bomb(str(marker)))], pa.large_binary()))
+    column = pa.ExtensionArray.from_storage(kind, pa.array([pickle.dumps(Bomb(marker))], pa.large_binary()))
     if nested:
         column = pa.StructArray.from_arrays([column], ["inner"])
     file = parquet(tmp_path, pa.table({"image": [PNG], "caption": ["c"], "extra": column}))
@@ -140,7 +130,7 @@ def test_parquet_with_hostile_extension_metadata(tmp_path: Path, name: str) -> N
 
     assert ray.data
     marker = tmp_path / "marker"
-    metadata = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(Bomb(str(marker)), 0)}
+    metadata = {"ARROW:extension:name": name, "ARROW:extension:metadata": pickle.dumps(Bomb(marker), 0)}
     field = pa.field("extra", pa.list_(pa.int64()), metadata=metadata)
     schema = pa.schema([("image", pa.binary()), ("caption", pa.string()), field])
     table = pa.table({"image": [PNG], "caption": ["c"], "extra": [[1]]}).cast(schema)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import pickle
 import tarfile
 from collections import Counter
@@ -21,7 +20,7 @@ from adamllm_ray.errors import SourceError
 from tests import hostile
 from tests.data.sources.reading import PNG, loaded, pairs
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.timeout(60), pytest.mark.guards]
 Members = list[tuple[str | tarfile.TarInfo, bytes]]
 
 
@@ -104,23 +103,13 @@ def test_incomplete_samples_are_rows(tmp_path: Path) -> None:
         assert found[key].detail
 
 
-class Bomb:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.marker),)
-
-
 def test_hostile_members(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reliability test 53."""
     inside = tmp_path / "in" / "side"
     inside.mkdir(parents=True)
     monkeypatch.chdir(inside)
     marker = tmp_path / "marker"
-    bomb = pickle.dumps(Bomb(marker))
+    bomb = pickle.dumps(hostile.Bomb(marker))
     members: Members = [
         ("../../x.png", PNG),
         ("../../x.txt", b"Up."),
@@ -223,6 +212,13 @@ def test_damaged_headers_and_other_files(tmp_path: Path) -> None:
         file.write_bytes(content)
         with pytest.raises(SourceError, match=name):
             read(file)
+
+
+def test_a_header_that_is_long_is_not_held(tmp_path: Path) -> None:
+    """A name of 100 KB is a whole and valid header; one of 100 GB would be too."""
+    file = shard(tmp_path / "a.tar", [("x" * 100_000 + ".png", PNG)], format=tarfile.GNU_FORMAT)
+    with pytest.raises(SourceError, match="a header of 100005 bytes"):
+        read(file)
 
 
 def test_joined_shards_are_read_to_the_end(tmp_path: Path) -> None:
