@@ -195,7 +195,7 @@ def write_ingest(run: RunFolder, rows: list[dict[str, object]]) -> Manifest:
 
 
 def config_for(
-    output: Path, vlm: Path, judge: Path, engine: dict[str, object] | None = None, **synthesis: object
+    output: Path | str, vlm: Path, judge: Path, engine: dict[str, object] | None = None, **synthesis: object
 ) -> RunConfig:
     """A run configuration with small engines and blocks; ``engine`` changes both, ``replicas`` the synthesizer's."""
     small = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.1, "cpus_per_replica": 1.0} | (engine or {})
