@@ -8,10 +8,11 @@ jobs do and are started again when they die, Parquet source and run folder on an
 answers 5 % of all requests with 500 or 503, ingest, ledger and manifest. **Not real: the engines.** They sleep a set
 time per row and know the answer (tests/synthesis/fakes.py); that models answer is shown elsewhere.
 
-Killed, one of each in every round of five, in random order and after random pauses (``--seed``): the driver; a replica
-of either pool; the child process of an engine; a raylet; a whole node at one blow, as a lost machine. A dead node is
-started again after `AWAY_S`. A driver that ends with 75 (come again) is started again too, and counted. The engines'
-pace is such that ``--minutes`` would do for all rows if nothing died, so it takes longer than that.
+Killed, one of each in every round of five, in random order (``--seed``): the driver; a replica of either pool; the
+child process of an engine; a raylet; a whole node at one blow, as a lost machine. A kill comes a random pause after work
+goes on again; one in four does not wait for that, and may strike a job that is still recovering. A dead node is started
+again after `AWAY_S`. A driver that ends with 75 (come again) is started again too, and counted. The engines' pace is
+such that ``--minutes`` would do for all rows if nothing died, so it takes longer than that.
 
 The exit code is 1 when a row is lost or doubled, has another verdict than its kind must have or another row's answer,
 or when `adamllm verify` finds something. ``next_row`` is the time from a kill to the next committed row, of a driver to
@@ -26,6 +27,7 @@ import logging
 import math
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -59,6 +61,7 @@ ROWS_PER_MINUTE = 667  # 20,000 in half an hour
 REPLICAS, NODES, BLOCK = 3, 3, 32
 S3_FAULTS = 0.05
 KILL_EVERY_S, AWAY_S = 60.0, 5.0  # the pace of Ray's own chaos tests; a lost node is back soon
+IMPATIENT = 0.25  # of the kills; they may strike while the job still recovers from the one before
 LAST_KILL = 0.95  # of the rows: what is killed later has little left to recover for
 LOOK_S, SAMPLE_S = 0.5, 2.0
 PATIENCE_S = 600.0  # without a new row, then the benchmark gives up
@@ -78,6 +81,7 @@ CLUSTER = {
 def main() -> None:
     """Soak, print the line, and say by the exit code whether every row is there once and as it must be."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that drivers and nodes are ended on the way out
     logging.getLogger("werkzeug").setLevel(logging.WARNING)  # moto's own log has a line per request
     with faulty_store() as proxy, environment(**CLUSTER), raylets(NODES) as nodes:
         calm = fault_free(options, nodes, proxy) if options.reference_minutes else None
@@ -102,7 +106,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0, help="at the engines' pace, if nothing died")
     parser.add_argument("--rows", type=int, help=f"default: {ROWS_PER_MINUTE} per minute")
     parser.add_argument("--seed", type=int, default=0, help="of the order and the times of kills, and who is hit")
-    parser.add_argument("--kill-every", type=float, help="mean seconds between kills; default: 60, or a sixth")
+    parser.add_argument("--kill-every", type=float, help="mean seconds of a pause; default: 60, or a sixth")
     parser.add_argument(
         "--reference-minutes", type=float, help="length of the fault-free run; default: 3, or 0 of a soak below 10"
     )
@@ -196,7 +200,9 @@ class Soak:
     def run(self) -> None:
         """Kill until nearly all rows are there, then let it end."""
         works = True
-        for pause, kind in self._plan():
+        for pause, kind, patient in self._plan():
+            while works and patient and not self._goes_on():
+                works = self._look()
             until = time.time() + pause
             while works and time.time() < until and self._share() < LAST_KILL:
                 works = self._look()
@@ -211,11 +217,19 @@ class Soak:
         if self.lives[-1].process.poll() is None:
             self.lives[-1].kill()
 
-    def _plan(self) -> Iterator[tuple[float, str]]:
-        """Pauses and kinds: each kind once in every round, so that a short soak has all."""
+    def _plan(self) -> Iterator[tuple[float, str, bool]]:
+        """(pause, kind, whether the pause begins when work goes on): each kind once in a round, so a short soak has all.
+
+        If no kill waited, a machine that takes longer to recover than to be killed would never come to an end.
+        """
         while True:
             for kind in self.draw.sample(KINDS, len(KINDS)):
-                yield self.draw.uniform(0.5, 1.5) * self.options.kill_every, kind
+                pause = self.draw.uniform(0.5, 1.5) * self.options.kill_every
+                yield pause, kind, self.draw.random() >= IMPATIENT
+
+    def _goes_on(self) -> bool:
+        """Rows have been committed since the last kill, or at all."""
+        return self.journal.latest > (self.kills[-1].at if self.kills else 0.0)
 
     def _share(self) -> float:
         return len(self.journal.commits) * BLOCK / self.options.rows
@@ -319,7 +333,7 @@ class Soak:
             "examples": result.examples,
             "minutes": round((max(commits.values()) - self.began) / 60, 1),
             "kills": len(self.kills),
-            "kill_every_s": self.options.kill_every,
+            "mean_pause_s": self.options.kill_every,
             "next_row": by_kind(self.kills, [next_row(kill, commits) for kill in self.kills]),
             "replaced": by_kind(self.kills, [replaced(kill, by_process) for kill in self.kills]),
             "drivers": len(self.lives),

@@ -11,15 +11,19 @@ Ray's own `Cluster`, in a session folder with a short path. Nobody is connected 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from tests.processes import parent_of
+import psutil
+
+from tests.processes import family_of, parent_of, slay
 from tests.synthesis.lives import short_folder
 
+T = TypeVar("T")
+STARTS = 4
 RAYLET, GCS = "raylet", "gcs_server"  # Ray's names of the processes of a node
 
 
@@ -43,7 +47,7 @@ class Raylets:
 
     def add(self) -> None:
         """Start one more worker node, without waiting until the others know it."""
-        self.cluster.add_node(wait=False, **self.node)
+        _started(lambda: self.cluster.add_node(wait=False, **self.node))
 
     def raylet_above(self, pid: int) -> int:
         """The raylet below which a process runs.
@@ -71,6 +75,24 @@ class Raylets:
             self.add()
 
 
+def _started(start: Callable[[], T]) -> T:
+    """Ray gives a raylet 30 s to come up, and a busy machine may need more: what is half there goes, then once more."""
+    for left in reversed(range(STARTS)):
+        before = set(_children())
+        try:
+            return start()
+        except Exception:  # Ray raises no narrower one
+            for pid in set(_children()) - before:
+                slay(family_of(pid))
+            if not left:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _children() -> list[int]:
+    return [child.pid for child in psutil.Process().children()]
+
+
 def _process(node: Any, kind: str) -> Any:
     return node.all_processes[kind][0].process
 
@@ -85,11 +107,11 @@ def raylets(number: int, cpus: int = 2, store_bytes: int = 100 << 20) -> Iterato
     prepare_environment()
     with short_folder() as folder, environment(RAY_TMPDIR=str(folder)):
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": store_bytes}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
         made = Raylets(cluster, folder, {"num_cpus": cpus, "object_store_memory": store_bytes})
         try:
             for _ in range(number):
-                cluster.add_node(**made.node)
+                _started(lambda: cluster.add_node(**made.node))
             yield made
         finally:
             cluster.shutdown()
