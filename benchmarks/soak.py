@@ -9,10 +9,10 @@ answers 5 % of all requests with 500 or 503, ingest, ledger and manifest. **Not 
 time per row and know the answer (tests/synthesis/fakes.py); that models answer is shown elsewhere.
 
 Killed, one of each in every round of five, in random order (``--seed``): the driver; a replica of either pool; the
-child process of an engine; a raylet; a whole node at one blow, as a lost machine. A kill comes a random pause after work
-goes on again; one in four does not wait for that, and may strike a job that is still recovering. A dead node is started
-again after `AWAY_S`. A driver that ends with 75 (come again) is started again too, and counted. The engines' pace is
-such that ``--minutes`` would do for all rows if nothing died, so it takes longer than that.
+child process of an engine; a raylet; a whole node at one blow, as a lost machine. A kill comes a random pause after
+work goes on again; one in four does not wait for that, and may strike a job that is still recovering. A dead node is
+started again after `AWAY_S`. A driver that ends with 75 (come again) is started again too, and counted. The engines'
+pace is such that ``--minutes`` would do for all rows if nothing died, so it takes longer than that.
 
 The exit code is 1 when a row is lost or doubled, has another verdict than its kind must have or another row's answer,
 or when `adamllm verify` finds something. ``next_row`` is the time from a kill to the next committed row, of a driver to
@@ -106,13 +106,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0, help="at the engines' pace, if nothing died")
     parser.add_argument("--rows", type=int, help=f"default: {ROWS_PER_MINUTE} per minute")
     parser.add_argument("--seed", type=int, default=0, help="of the order and the times of kills, and who is hit")
-    parser.add_argument("--kill-every", type=float, help="mean seconds of a pause; default: 60, or a sixth")
+    parser.add_argument("--kill-every", type=float, help="mean seconds of a pause; default: 60, or an eighth")
     parser.add_argument(
         "--reference-minutes", type=float, help="length of the fault-free run; default: 3, or 0 of a soak below 10"
     )
     options = parser.parse_args()
     options.rows = options.rows or math.ceil(options.minutes * ROWS_PER_MINUTE)
-    options.kill_every = options.kill_every or min(KILL_EVERY_S, options.minutes * 60 / (len(KINDS) + 1))
+    options.kill_every = options.kill_every or min(KILL_EVERY_S, options.minutes * 60 / (len(KINDS) + 3))
     if options.reference_minutes is None:
         options.reference_minutes = REFERENCE_MINUTES if options.minutes >= 10 else 0.0
     return options
@@ -218,7 +218,7 @@ class Soak:
             self.lives[-1].kill()
 
     def _plan(self) -> Iterator[tuple[float, str, bool]]:
-        """(pause, kind, whether the pause begins when work goes on): each kind once in a round, so a short soak has all.
+        """(pause, kind, whether the pause begins when work goes on); each kind once in every round.
 
         If no kill waited, a machine that takes longer to recover than to be killed would never come to an end.
         """
