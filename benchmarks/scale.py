@@ -32,10 +32,10 @@ import psutil
 
 from adamllm_ray.config import parse_config
 from adamllm_ray.data.run import RunFolder
-from benchmarks.measure import finish, say
+from benchmarks.measure import finish, rss_mb, say
 from benchmarks.records import write_records
 from benchmarks.standin import Gate, Speed, StandinMaker
-from tests.synthesis.lives import short_folder
+from tests.raylets import environment, raylets
 
 REPLICAS, LONG_NODES, SLOTS, SAMPLE_S, ENOUGH_SAMPLES = 8, 2, 64, 2.0, 10
 # of one driver, before its memory is fitted: malloc's arenas and Ray's thread pools fill for about 30,000 rows and then
@@ -212,15 +212,6 @@ class Driver:
         return round(rows / (self.times[chosen[-1]] - self.times[chosen[0]]), 1)
 
 
-def rss_mb(pid: int) -> float:
-    """Resident memory without shared pages (the object store is shared), in MB; 0 when the process is gone."""
-    try:
-        info = psutil.Process(pid).memory_info()
-    except psutil.NoSuchProcess:
-        return 0.0
-    return round((info.rss - info.shared) / 1e6, 1)
-
-
 def workers() -> list[int]:
     """Ray's worker processes below this process."""
     return [child.pid for child in psutil.Process().children(recursive=True) if "ray::" in " ".join(_command(child))]
@@ -236,22 +227,8 @@ def _command(process: psutil.Process) -> list[str]:
 @contextmanager
 def cluster(nodes: int, cpus: int) -> Iterator[str]:
     """Address of a head without CPUs and ``nodes`` worker nodes of so many CPUs."""
-    from ray.cluster_utils import Cluster
-
-    from adamllm_ray.ray_runtime import prepare_environment
-
-    prepare_environment()
-    with short_folder() as folder:
-        os.environ["RAY_TMPDIR"] = str(folder)
-        os.environ["RAY_num_workers_soft_limit"] = IDLE_WORKERS  # noqa: SIM112 - that is its name
-        memory = {"object_store_memory": 200 << 20}
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-        try:
-            for _ in range(nodes):
-                made.add_node(num_cpus=cpus, **memory)
-            yield made.address
-        finally:
-            made.shutdown()
+    with environment(RAY_num_workers_soft_limit=IDLE_WORKERS), raylets(nodes, cpus, store_bytes=200 << 20) as made:
+        yield made.address
 
 
 def spilled_bytes(address: str) -> int:

@@ -3,7 +3,6 @@ benchmarks/recovery.py. Real raylets, real SIGKILL, fake engine."""
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +15,8 @@ from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.synthesis.pipeline import synthesize
 from adamllm_ray.synthesis.watch import committed_rows
+from tests.raylets import environment, raylets
 from tests.synthesis.fakes import FakeMaker, asked_at, circles, config_for, processes, write_ingest
-from tests.synthesis.lives import short_folder
 
 BLOCK = 5
 REPLACED_S = 240.0  # for a dead replica to be replaced, on a machine that is busy with other things
@@ -33,37 +32,13 @@ IN_FLIGHT_EVERYWHERE = BLOCK * (14 + 4 + 2)  # in work or waiting at the synthes
 def worker_nodes(number: int = 3) -> Iterator[None]:
     """A head without CPUs, where the driver is, and that many worker nodes of 2 CPUs; this process is connected."""
     import ray
-    from ray.cluster_utils import Cluster
 
-    from adamllm_ray.ray_runtime import prepare_environment
-
-    prepare_environment()
-    with short_folder() as folder, environment(RAY_TMPDIR=str(folder), RAY_health_check_period_ms="1000"):
-        memory = {"object_store_memory": 100 << 20}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **memory})
-        for _ in range(number):
-            cluster.add_node(num_cpus=2, **memory)
-        ray.init(address=cluster.address, log_to_driver=False)
+    with environment(RAY_health_check_period_ms="1000"), raylets(number) as nodes:
+        ray.init(address=nodes.address, log_to_driver=False)
         try:
             yield
         finally:
             ray.shutdown()
-            cluster.shutdown()
-
-
-@contextmanager
-def environment(**values: str) -> Iterator[None]:
-    """Environment variables for the length of the block."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
 
 
 @dataclass(frozen=True)

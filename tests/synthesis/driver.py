@@ -38,7 +38,7 @@ def main(spec: dict[str, Any]) -> None:
         ray.init = _with_hook(ray.init)
         _stop_at_manifest()
     run = RunFolder(spec["output"])
-    config = config_for(Path(run.uri), Path(spec["vlm"]), Path(spec["judge"]), **spec["synthesis"])
+    config = config_for(run.uri, Path(spec["vlm"]), Path(spec["judge"]), **spec["synthesis"])
     with resumable(run), run.lock(), ray_session():  # in the order of `adamllm run`
         manifest = synthesize(config, run, engine_maker=FakeMaker(**spec["maker"]))
     print(json.dumps(manifest.verdicts))

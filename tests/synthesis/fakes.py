@@ -31,6 +31,8 @@ from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec
 
+TURNS = 2  # rows that an engine works on at the same time
+
 
 @dataclass(frozen=True)
 class FakeMaker:
@@ -63,7 +65,7 @@ class FakeEngine:
         self.log.mkdir(exist_ok=True, parents=True)
         (self.log / f"{self.role}-{os.getpid()}").touch()
         self.chat = load_chat(model) if images else None
-        self.turns = asyncio.Semaphore(2)  # who waits here is not paced yet
+        self.turns = asyncio.Semaphore(TURNS)  # who waits here is not paced yet
         if maker.child:
             self._start_child()
 
@@ -84,7 +86,7 @@ class FakeEngine:
 
     def _answer(self, request: Request, sampling: SamplingSpec) -> Completion:
         if self.chat is not None:
-            task = task_response(self.chat, crc32(request.id.encode()) % 50)
+            task = task_response(self.chat, number_of(request.id))
             return Completion(request.id, list(task), "stop")
         yes, *others = sampling.allowed_token_ids or ()
         return Completion(request.id, [yes], "length", {yes: -0.1, **dict.fromkeys(others, -3.0)})
@@ -101,14 +103,24 @@ class FakeEngine:
         threading.Thread(target=watch, daemon=True).start()
 
 
-def asked_at(log: str, without: Sequence[int] = ()) -> list[tuple[str, float]]:
-    """(id, Unix time) of every row that fake synthesizers were asked for, in all their lives, in order of time.
+def number_of(row: str) -> int:
+    """The number in the answers to the row of this id: a misplaced answer shows."""
+    return crc32(row.encode()) % 50
 
-    ``without``: process ids that do not count.
-    """
-    files = [file for file in Path(log).glob("synthesizer-*") if int(file.name.rpartition("-")[2]) not in without]
-    lines = [line.split() for file in files for line in file.read_text().splitlines()]
-    return sorted(((name, float(at)) for name, at in lines), key=lambda item: item[1])
+
+def requests_in(log: str) -> list[tuple[int, str, float]]:
+    """(process id, row id, Unix time) of every row that fake synthesizers were asked for, in all their lives."""
+    found = []
+    for file in Path(log).glob("synthesizer-*"):
+        pid = int(file.name.rpartition("-")[2])
+        found += [(pid, line.split()[0], float(line.split()[1])) for line in file.read_text().splitlines()]
+    return found
+
+
+def asked_at(log: str, without: Sequence[int] = ()) -> list[tuple[str, float]]:
+    """(id, Unix time) of those `requests_in`, in order of time. ``without``: process ids that do not count."""
+    found = [(row, at) for pid, row, at in requests_in(log) if pid not in without]
+    return sorted(found, key=lambda item: item[1])
 
 
 def asked_rows(log: str) -> list[str]:
@@ -183,7 +195,7 @@ def write_ingest(run: RunFolder, rows: list[dict[str, object]]) -> Manifest:
 
 
 def config_for(
-    output: Path, vlm: Path, judge: Path, engine: dict[str, object] | None = None, **synthesis: object
+    output: Path | str, vlm: Path, judge: Path, engine: dict[str, object] | None = None, **synthesis: object
 ) -> RunConfig:
     """A run configuration with small engines and blocks; ``engine`` changes both, ``replicas`` the synthesizer's."""
     small = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_gib": 0.1, "cpus_per_replica": 1.0} | (engine or {})

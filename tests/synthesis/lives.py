@@ -1,4 +1,4 @@
-"""Driver processes to be killed, for tests/synthesis/test_kill.py and benchmarks/recovery.py."""
+"""Driver processes to be killed, for tests/synthesis/test_kill.py, benchmarks/recovery.py and soak.py."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ def short_folder() -> Iterator[Path]:
 class Runs:
     """One run folder and the lives of its drivers."""
 
-    output: Path
+    output: Path | str
     vlm: Path
     judge: Path
     ray_folder: Path
     synthesis: dict[str, Any] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)  # of the drivers' environment, such as RAY_ADDRESS
     lives: int = 0
 
     def start(self, *, stop: tuple[str, int] | None = None, **maker: Any) -> Life:
@@ -69,7 +70,10 @@ class Life:
         spec.write_text(
             json.dumps(settings | {"maker": {"log": self.log, **maker}, "synthesis": runs.synthesis}), "utf-8"
         )
-        environment = {"RAY_TMPDIR": str(runs.ray_folder), "ADAMLLM_OBJECT_STORE_BYTES": str(200 << 20)}
+        environment = {
+            "RAY_TMPDIR": str(runs.ray_folder),
+            "ADAMLLM_OBJECT_STORE_BYTES": str(200 << 20),
+        } | runs.variables
         if stop is not None:
             environment[STOP] = f"{stop[0]} {stop[1]} {self.marker}"
         self.errors = Path(f"{base}.err")
@@ -96,9 +100,9 @@ class Life:
         self.process.kill()
         self.process.communicate()
 
-    def end(self) -> tuple[int, str]:
+    def end(self, patience_s: float = PATIENCE_S) -> tuple[int, str]:
         """(exit code, last line of output) of a driver that ends by itself."""
-        out, _ = self.process.communicate(timeout=PATIENCE_S)
+        out, _ = self.process.communicate(timeout=patience_s)
         return self.process.returncode, out.strip().rpartition("\n")[2]
 
     def asked(self) -> list[str]:

@@ -19,7 +19,8 @@ from adamllm_ray.errors import AdamLLMError, StorageError
 from adamllm_ray.synthesis.pipeline import synthesize
 from adamllm_ray.synthesis.watch import committed_rows
 from tests.processes import family_of, raylet_of, slay
-from tests.synthesis.deaths import IN_FLIGHT, IN_FLIGHT_EVERYWHERE, Job, environment, worker_nodes
+from tests.raylets import environment
+from tests.synthesis.deaths import IN_FLIGHT, IN_FLIGHT_EVERYWHERE, Job, worker_nodes
 from tests.synthesis.fakes import FakeMaker, asked_rows, circles, write_ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
