@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "adamllm_ray"
 MARK = "pytest.mark." + "guards"  # not in this file as a whole
-QUICK = "not random and not ten_thousand and not bombs_are_refused and not sixteen_processes"  # not those that take long
+QUICK = "not random and not ten_thousand and not bombs_are_refused and not sixteen_processes"  # others take too long
 # Files in which an assert helps the type checker, and guards nothing.
 ASSERTS = {"training/loop.py": 1}
 
