@@ -3,9 +3,9 @@
     lean_transformers()
     from transformers import AutoProcessor
 
-It costs every process that loads a model or a tokenizer, of which there are many on a node, a fifth of its start and
-140 MB (docs/decisions/0122-what-the-suite-costs.md). transformers asks once whether a package is there and remembers
-the answer; scikit-learn is hidden while it asks, and is there for whoever wants it for itself (`tuning/surface.py`).
+It costs every process that loads a model or a tokenizer, of which there are many on a node, up to a fifth of its start
+and 50 to 140 MB (docs/decisions/0122-what-the-suite-costs.md). transformers asks once whether a package is there and
+remembers the answer; scikit-learn is hidden while it asks, and is there for whoever wants it (`tuning/surface.py`).
 """
 
 from __future__ import annotations

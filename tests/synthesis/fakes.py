@@ -60,7 +60,7 @@ class FakeMaker:
 
 def _arrived(kind: type[FakeMaker], fields: dict[str, Any]) -> FakeMaker:
     """The maker, unpickled. In a replica's process transformers is told that there is no torch: a tokenizer does
-    without, and the process takes a quarter of the CPU seconds (docs/decisions/0122-what-the-suite-costs.md)."""
+    without, and loads in a quarter of the CPU seconds (docs/decisions/0122-what-the-suite-costs.md)."""
     import ray
 
     if "torch" not in sys.modules and ray.is_initialized() and ray.get_runtime_context().get_actor_id():
