@@ -14,7 +14,7 @@ INSTALL := $(BIN)/uv pip install --quiet --require-hashes --python
 AUDIT := .cache/audit
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test clusters check format fuzz requirements audit sbom clean
+.PHONY: help setup quickstart test faults clusters check format fuzz requirements audit sbom clean
 
 help: ## Show this list.
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-14s %s\n", $$1, $$2}'
@@ -38,6 +38,10 @@ endif
 
 test: setup ## Run the test suite, real vLLM, DeepSpeed and Ray included, FILES=2 files at a time.
 	$(BIN)/pytest --numprocesses $(FILES) --dist loadfile --no-loadscope-reorder
+
+faults: setup ## Many deaths of drivers in a row, and a soak of three minutes: what make test leaves out.
+	$(BIN)/pytest -m faults tests/faults
+	$(BIN)/python -m benchmarks.soak --minutes 3
 
 clusters: setup ## Submit jobs to real Ray clusters with tokens, and kill under them: what make test leaves out.
 	$(BIN)/pytest -m clusters

@@ -68,22 +68,21 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    passed_on = [*WORKER_ENV, *STORE_ENV, "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
-    env = {key: os.environ[key] for key in passed_on if key in os.environ}
     address = os.environ.get("RAY_ADDRESS")
     shown = bool(os.environ.get("ADAMLLM_WORKER_LOGS"))  # else their warnings would bury the driver's own lines
     _quieten()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
+        passed_on = [*WORKER_ENV, *STORE_ENV, "TORCH_EXTENSIONS_DIR", "DS_ACCELERATOR", "CUDA_VISIBLE_DEVICES"]
+        env = {key: os.environ[key] for key in passed_on if key in os.environ}
         ray.init(address=address, log_to_driver=shown, runtime_env={"env_vars": env})
-    else:
+    else:  # its processes have our environment; one of a job's own would not fit the workers that Ray starts beforehand
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         start_local(
             num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
             object_store_memory=int(os.environ.get("ADAMLLM_OBJECT_STORE_BYTES", 512 << 20)),
             logging_level="warning",
             log_to_driver=shown,
-            runtime_env={"env_vars": env},
         )
     _put_back(on_sigterm)
     try:

@@ -25,6 +25,7 @@ from pyarrow import fs as pafs
 from adamllm_ray.config import S3Section
 from adamllm_ray.data import storage
 from adamllm_ray.errors import ModelError, foreign
+from adamllm_ray.models.lean import lean_transformers
 
 POCKET = "pocket:"
 SHARD_BYTES = 4 << 30  # of an exported model: what is held beside it while it is written
@@ -130,6 +131,7 @@ def load_vlm(
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which warns when it guesses
+    lean_transformers()
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -155,6 +157,7 @@ def empty_vlm(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> tupl
 
     To be filled with ``load_state_dict(..., assign=True)`` and exported. Raises ModelError as `load_vlm`.
     """
+    lean_transformers()
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 
@@ -170,6 +173,7 @@ def empty_vlm(folder: str | Path, dtype: Literal["float32", "bfloat16"]) -> tupl
 
 def load_processor(folder: str | Path) -> Any:
     """The processor of a vision-language model folder, without its weights. Raises ModelError as `load_vlm`."""
+    lean_transformers()
     from transformers import AutoProcessor
 
     path = resolve_model(str(folder))

@@ -20,6 +20,7 @@ from adamllm_ray.data.verdicts import Verdict
 from adamllm_ray.errors import ImageRefused, ModelError, TooManyFailures
 from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.models.checkpoint import read_config, resolve_model
+from adamllm_ray.models.lean import lean_transformers
 from adamllm_ray.synthesis.attempts import (
     Attempt,
     from_row,
@@ -182,6 +183,7 @@ class Judge:
     tasks_per_image: int = 1
 
     def __post_init__(self) -> None:
+        lean_transformers()
         from transformers import AutoTokenizer
 
         self.model = resolve_model(self.model)
@@ -247,6 +249,7 @@ async def _generate(engine: TextEngine, requests: Sequence[Request], spec: Sampl
 
 def load_chat(model: str, protocol: Protocol = "chat") -> ChatFormat:
     """Chat format of a VLM folder: its processor knows the template and the image token, unless the protocol does."""
+    lean_transformers()
     from transformers import AutoProcessor
 
     chat = chat_of(AutoProcessor.from_pretrained(model, local_files_only=True), protocol)

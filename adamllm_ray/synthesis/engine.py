@@ -31,6 +31,7 @@ from adamllm_ray.errors import ConfigError, ModelError
 from adamllm_ray.gauges import in_ray
 from adamllm_ray.models.adapter import resolve_adapter
 from adamllm_ray.models.checkpoint import read_config
+from adamllm_ray.models.lean import lean_transformers
 from adamllm_ray.synthesis.engine_arguments import engine_arguments
 from adamllm_ray.synthesis.meters import Meters
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec, TextEngine, match_completions
@@ -272,6 +273,7 @@ def _prepare_process(settings: EngineSection, in_process: bool) -> None:
         os.environ["OMP_NUM_THREADS"] = str(max(1, round(settings.cpus_per_replica)))
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # replicas on one machine would pin the same cores
         os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_gib
+    lean_transformers()
 
 
 def _register_model_class(model: str) -> None:

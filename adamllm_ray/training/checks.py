@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamllm_ray.errors import ConfigError, ModelError
 from adamllm_ray.models.families import family_of
+from adamllm_ray.models.lean import lean_transformers
 from adamllm_ray.training.engines import engine_config
 from adamllm_ray.training.parts import PartRow, prepare_parts
 
@@ -41,6 +42,7 @@ def check_training(section: TrainingSection, folder: str) -> list[PartRow]:
 
 def outline(folder: str) -> Any:
     """A model with the layers of the one in ``folder`` and no weights. Raises ModelError for a bad config.json."""
+    lean_transformers()
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 

@@ -14,6 +14,7 @@ from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ExampleRefused
 from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.models.checkpoint import load_processor
+from adamllm_ray.models.lean import lean_transformers
 from adamllm_ray.training.batches import micro_batches, steps_for
 from adamllm_ray.training.catalog import RowReader, read_catalog
 from adamllm_ray.training.collate import Batch, Collator
@@ -52,6 +53,7 @@ def open_batches(config: str, output: str, base: str, rank: int, world: int, sta
         base: folder of the model; only its processor and configuration are loaded.
         stage: folder of the training inside the run.
     """
+    lean_transformers()
     from transformers import AutoConfig
 
     settings = parse_config(json.loads(config))

@@ -1,6 +1,6 @@
 """Whole lives of drivers that take minutes: many deaths in a row, repeated rows, planted keys. Fake engine, real Ray.
 
-pytest -m faults tests/faults
+make faults    or    pytest -m faults tests/faults
 """
 
 from __future__ import annotations

@@ -46,8 +46,8 @@ def main(spec: dict[str, Any]) -> None:
 
 def _with_hook(init: Callable[..., Any]) -> Callable[..., Any]:
     def hooked(**settings: Any) -> Any:
-        settings["runtime_env"]["worker_process_setup_hook"] = "tests.synthesis.driver.install_stop"
-        return init(**settings)
+        hook = {"worker_process_setup_hook": "tests.synthesis.driver.install_stop"}
+        return init(**settings | {"runtime_env": settings.get("runtime_env", {}) | hook})
 
     return hooked
 

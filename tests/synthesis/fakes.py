@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pyarrow as pa
@@ -51,6 +53,31 @@ class FakeMaker:
         if self.broken:
             raise ModelError(self.broken)
         return FakeEngine(self, model, images)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrived, (type(self), asdict(self))
+
+
+def _arrived(kind: type[FakeMaker], fields: dict[str, Any]) -> FakeMaker:
+    """The maker, unpickled. In a replica's process transformers is told that there is no torch: a tokenizer does
+    without, and loads in a quarter of the CPU seconds (docs/decisions/0122-what-the-suite-costs.md)."""
+    import ray
+
+    if "torch" not in sys.modules and ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+        without_torch()
+    return kind(**fields)
+
+
+def without_torch() -> None:
+    """Let transformers look for torch while it is hidden; it remembers what it found."""
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        from transformers.utils import is_torch_available, is_torchvision_available
+
+        assert not is_torch_available()
+        assert not is_torchvision_available()
+    finally:
+        del sys.modules["torch"]
 
 
 class FakeEngine:

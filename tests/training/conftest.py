@@ -19,6 +19,7 @@ from adamllm_ray.config import RunConfig, parse_config
 from adamllm_ray.data import storage
 from adamllm_ray.data.record import SYNTHESIZED_SCHEMA, record_id
 from adamllm_ray.data.run import RunFolder
+from tests.raylets import environment
 
 ROWS = 24
 
@@ -90,19 +91,19 @@ def private_ray() -> Iterator[None]:
 @contextmanager
 def ray_of(cpus: int) -> Iterator[None]:
     """A Ray of this process with so many CPUs, whose workers do not use more threads than they have."""
-    from adamllm_ray.ray_runtime import WORKER_ENV, prepare_environment, start_local
+    from adamllm_ray.ray_runtime import prepare_environment, start_local
 
     prepare_environment()
     import ray
 
     with tempfile.TemporaryDirectory(prefix="tr", dir="/tmp") as folder:
-        start_local(
-            num_cpus=cpus,
-            object_store_memory=128 << 20,
-            logging_level="error",
-            log_to_driver=False,
-            _temp_dir=folder,
-            runtime_env={"env_vars": {**WORKER_ENV, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}},
-        )
+        with environment(OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES=""):  # Ray's processes inherit it
+            start_local(
+                num_cpus=cpus,
+                object_store_memory=128 << 20,
+                logging_level="error",
+                log_to_driver=False,
+                _temp_dir=folder,
+            )
         yield
         ray.shutdown()
