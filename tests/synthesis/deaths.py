@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.synthesis.pipeline import synthesize
@@ -68,10 +66,7 @@ class Job:
         self._failure: list[BaseException] = []
 
     def go(self, *kills: tuple[float, Callable[[], None]]) -> Manifest:
-        """Run the stage; each kill happens when its share of the rows is committed. Checks that every row is there and
-
-        that only rows that the engine does not survive failed.
-        """
+        """Run the stage; each kill happens when its share of the rows is committed. Checks that every row is there."""
         thread = threading.Thread(target=self._kill, args=(kills,), daemon=True)
         thread.start()
         manifest = synthesize(self.config, self.run, engine_maker=self.maker)
@@ -79,21 +74,13 @@ class Job:
         assert not thread.is_alive(), "the stage ended before everything was killed"
         assert self._failure == []
         assert sorted(self.stage.row_ids()) == sorted(self.ids)
-        died = len(self.maker.deadly)
-        assert manifest.verdicts == {"kept": len(self.ids) - died} | ({"engine_died": died} if died else {})
+        assert manifest.verdicts == {"kept": len(self.ids)}
         return manifest
 
     def asked_twice(self) -> int:
         """Rows that an engine was asked for more than once, counted once per time too many."""
         asked = [name for name, _ in asked_at(self.maker.log)]
         return len(asked) - len(set(asked))
-
-    def tasks(self) -> dict[str, tuple[Any, ...]]:
-        """What became of each row, by id."""
-        columns = ["id", "task_verdict", "instruction", "informative", "precise"]
-        files = self.stage.parquet_files()
-        tables = [pq.read_table(file, columns=columns, filesystem=self.stage.fs, partitioning=None) for file in files]
-        return {row["id"]: tuple(row.values()) for table in tables for row in table.to_pylist()}
 
     def pids(self, role: str) -> list[int]:
         """Living ``synthesizer``, ``judge`` or ``synthesizer_child`` processes, oldest first."""

@@ -45,8 +45,8 @@ class FakeMaker:
     judge_seconds_per_row: float = 0.0
     poison: str = ""  # the engine raises when it is asked for this id
     broken: str = ""  # the engine does not start, with this ModelError
-    deadly: tuple[str, ...] = ()  # the whole process is killed when an engine is asked for one of these, in every life
-    deadly_for: str = "synthesizer"  # or "judge"
+    deadly: tuple[str, ...] = ()  # the whole process is killed when the synthesizer is asked for one of these
+    deadly_to_judge: tuple[str, ...] = ()  # the same for the judge; both in every life
     hungry: str = ""  # asked for this id, the engine takes memory until the process is killed
     most_bytes: int = 0  # but no more than this
     dies_after: int = 0  # the whole process dies after this many rows, in every life
@@ -78,14 +78,14 @@ class FakeEngine:
         ids = [request.id for request in requests]
         if self.maker.poison in ids:
             raise RuntimeError("poisoned")
-        if self.images or self.maker.deadly_for == "judge":
+        if self.images or self.maker.deadly_to_judge:
             with (self.log / f"{self.role}-{os.getpid()}").open("a") as log:
                 log.writelines(f"{name} {time.time():.3f}\n" for name in ids)
         pace = self.maker.seconds_per_row if self.images else self.maker.judge_seconds_per_row
         async with self.turns:
             await asyncio.sleep(pace * len(requests))
         self.done += len(requests)
-        if self.role == self.maker.deadly_for and not set(ids).isdisjoint(self.maker.deadly):
+        if not set(ids).isdisjoint(self.maker.deadly if self.images else self.maker.deadly_to_judge):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.images and self.maker.hungry in ids:
             await asyncio.to_thread(eat, self.maker.most_bytes)

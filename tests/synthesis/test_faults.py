@@ -1,6 +1,7 @@
 """What dies below a living driver: replicas, their engine's child, a node, the disk. Fake engine, real kills.
 
-One Ray of four worker nodes (real raylets) for all of it. The driver goes on by itself; rows lost: 0, doubled: 0.
+One Ray of four worker nodes (real raylets) for all of it. The driver goes on by itself; rows lost: 0, doubled: 0. Rows
+that kill their replicas every time are in test_poison.py.
 """
 
 from __future__ import annotations
@@ -8,23 +9,20 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adamllm_ray.data.run import RunFolder
-from adamllm_ray.errors import StorageError, TooManyFailures
+from adamllm_ray.errors import StorageError
 from adamllm_ray.synthesis.pipeline import synthesize
-from adamllm_ray.synthesis.redrive import redrive
 from adamllm_ray.synthesis.watch import committed_rows
 from tests.processes import family_of, raylet_of, slay
 from tests.raylets import environment
-from tests.synthesis.deaths import BLOCK, IN_FLIGHT, IN_FLIGHT_EVERYWHERE, Job, worker_nodes
-from tests.synthesis.fakes import FakeMaker, asked_rows, circles, requests_in, write_ingest
+from tests.synthesis.deaths import IN_FLIGHT, IN_FLIGHT_EVERYWHERE, Job, worker_nodes
+from tests.synthesis.fakes import FakeMaker, asked_rows, circles, write_ingest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -78,39 +76,6 @@ def test_replicas_that_keep_dying_still_get_on(job: Callable[..., Job]) -> None:
     deaths = sum(rows >= 20 for rows in work.lives())  # a life that was asked for fewer did not end so
     assert deaths >= 2
     assert work.asked_twice() <= deaths * IN_FLIGHT / 2
-
-
-@pytest.mark.parametrize("role", ["synthesizer", "judge"])
-def test_rows_that_kill_their_replicas_fail_and_no_others(job: Callable[..., Job], role: str) -> None:
-    """SIGKILL at each of two rows of one block, as the kernel's when memory is out: each asked three times at most."""
-    work = job(60)
-    digest = undisturbed(work)
-    deadly = (work.ids[BLOCK], work.ids[BLOCK + 2])
-    work.maker = replace(work.maker, deadly=deadly, deadly_for=role)
-    work.go()
-    asked = Counter(row for _, row, _ in requests_in(work.maker.log, role))
-    assert all(2 <= asked[row] <= 3 for row in deadly)
-    tasks = work.tasks()
-    assert {row for row, task in tasks.items() if task[1] == "engine_died"} == {*deadly}
-    work.maker = replace(work.maker, deadly=())  # the cause removed
-    again = redrive(work.config, work.run, ["engine_died"], engine_maker=work.maker)
-    assert (again.before, again.after) == ({"engine_died": 2}, {"kept": 2})
-    assert again.manifest.extra["content"] == digest
-    assert {row: task for row, task in work.tasks().items() if row not in deadly} == {
-        row: task for row, task in tasks.items() if row not in deadly
-    }
-
-
-def test_an_engine_that_no_row_survives_ends_the_job(job: Callable[..., Job]) -> None:
-    """No endless loop of restarts, and not a verdict for each row: a clear stop that can be resumed."""
-    work = job(30)
-    synthesis = work.config.synthesis.model_copy(update={"max_failed_share": 0.005})
-    deadly = replace(work.maker, deadly=tuple(work.ids))
-    with pytest.raises(TooManyFailures, match="killed their replicas") as caught:
-        synthesize(work.config.model_copy(update={"synthesis": synthesis}), work.run, engine_maker=deadly)
-    assert caught.value.exit_code == 75
-    assert work.stage.manifest() is None
-    work.go()
 
 
 @pytest.mark.parametrize("part", ["data", "ledger"])
