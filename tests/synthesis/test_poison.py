@@ -317,7 +317,9 @@ def kept(files: Sequence[str]) -> dict[str, str]:
 def test_rows_that_kill_their_replicas_fail_and_no_others(job: Callable[[int], Job]) -> None:
     """SIGKILL, as the kernel's when memory is out, at two rows of one block and at one in another before the judge."""
     work = job(70)
-    deadly, for_judge = (work.ids[BLOCK], work.ids[BLOCK + 2]), work.ids[7 * BLOCK]
+    [file] = work.run.stage("ingest").parquet_files()
+    ids = pq.read_table(file)["id"].to_pylist()  # in the order in which they are cut into blocks
+    deadly, for_judge = (ids[BLOCK], ids[BLOCK + 2]), ids[7 * BLOCK]
     maker = replace(work.maker, deadly=deadly, deadly_to_judge=(for_judge,))
     manifest = synthesize(work.config, work.run, engine_maker=maker)
     assert manifest.verdicts == {"kept": 67, "engine_died": 3}
