@@ -264,8 +264,8 @@ def redrive(
 ) -> None:
     """Run only the rows with certain verdicts again, and put the results in their places.
 
-    For rows that failed for a reason that is gone now (engine_error). With unchanged settings a greedy model writes
-    the same again, so the other verdicts change only where sampling or a damaged image was to blame.
+    For rows that failed for a reason that is gone now (engine_error, engine_died). With unchanged settings a greedy
+    model writes the same again, so the other verdicts change only where sampling or a damaged image was to blame.
 
     Example:  adamllm redrive my.yaml --verdict engine_error --verdict not_synthesized
     """

@@ -362,6 +362,13 @@ MUTATIONS = (
         "data/test_run.py::test_second_driver_is_refused_and_the_first_is_named",
     ),
     Mutation(
+        "rows: one that kills its replica",
+        "synthesis/poison.py",
+        "self._died(row, last)",
+        "pass",
+        "synthesis/test_poison.py::test_what_was_taken_back_was_in_no_death",
+    ),
+    Mutation(
         "checkpoint: every byte",
         "training/snapshots.py",
         'if digests[entry["path"]] != entry["sha256"]:',

@@ -19,7 +19,10 @@ class EngineSection(Section):
         "Absent: all `replicas` from the start.",
     )
     max_retries: int = Field(
-        default=5, ge=0, description="Tries more for a batch whose replica died under it; then the job stops."
+        default=5,
+        ge=0,
+        description="Tries more for a batch whose replica died under it; then the job stops. Synthesis does not count "
+        "deaths by a row that is found to be the cause, and needs two to find it.",
     )
     gpus_per_replica: Weight = Field(
         default=0,

@@ -47,6 +47,7 @@ class Verdict(StrEnum):
     JUDGED_INCONSISTENT = "judged_inconsistent"  # judge says No
     JUDGED_OPEN = "judged_open"  # judge says the question has no single answer
     ENGINE_ERROR = "engine_error"  # the engine refused this row; detail has its words
+    ENGINE_DIED = "engine_died"  # the replica died each time it asked its engine for this row, at last for it alone
     # seed data: an image, or a record of one of the three files
     SEED_NO_CAPTION = "seed_no_caption"  # questions about an image that no usable caption record names
     SEED_NO_PRECISE = "seed_no_precise"

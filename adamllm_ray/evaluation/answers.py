@@ -1,7 +1,8 @@
 """Questions -> answers of one or two models, in pools of engine replicas under Ray Data.
 
 When the cluster has room for both pools they run at the same time, as two branches of one streaming execution;
-otherwise one after the other. A question that cannot be asked passes through with its verdict.
+otherwise one after the other. A question that cannot be asked passes through with its verdict; one that kills its
+replica each time ends the job after ``engine.max_retries``, as only synthesis looks for such rows (`synthesis.poison`).
 """
 
 from __future__ import annotations

@@ -46,6 +46,7 @@ VERDICT_WORDS: dict[Verdict, str] = {
     Verdict.JUDGED_INCONSISTENT: "judge: the two answers disagree",
     Verdict.JUDGED_OPEN: "judge: the question has no single answer",
     Verdict.ENGINE_ERROR: "the engine refused the row",
+    Verdict.ENGINE_DIED: "the engine did not survive the row",
     Verdict.EXAMPLE_TOO_LONG: "more tokens than training.max_length",
     Verdict.NOTHING_TO_LEARN: "no token of the example would carry loss",
     Verdict.CONTAMINATED: "also in an evaluation set; left out of training",

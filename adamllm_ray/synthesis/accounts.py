@@ -56,10 +56,12 @@ def count_tasks(stage: StageFolder, files: Sequence[str]) -> Tasks:
 def check_ceiling(verdicts: dict[str, int], limit: float) -> None:
     """Raise TooManyFailures when the engines failed on more than this share of the rows they were asked for."""
     asked = sum(count for name, count in verdicts.items() if name != Verdict.NOT_SYNTHESIZED)
-    failed = verdicts.get(Verdict.ENGINE_ERROR, 0)
+    causes = [name for name in (Verdict.ENGINE_ERROR, Verdict.ENGINE_DIED) if verdicts.get(name)]
+    failed = sum(verdicts[name] for name in causes)
     if failed > limit * asked:
+        again = " ".join(f"--verdict {name}" for name in causes)
         raise TooManyFailures(
             f"synthesis: the engine failed on {failed} of {asked} rows, the limit is {limit:.1%} "
             "(synthesis.max_failed_share); task_detail in synthesize/data says why. With the cause removed, "
-            "`adamllm redrive CONFIG --verdict engine_error` runs those rows again"
+            f"`adamllm redrive CONFIG {again}` runs those rows again"
         )

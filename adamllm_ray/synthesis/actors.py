@@ -1,7 +1,8 @@
 """The two stateful steps of the graph: `Synthesizer` asks the VLM and parses, `Judge` compares the two answers.
 
 Each takes an Arrow batch in SYNTHESIZED_SCHEMA form and returns as many rows as it got, in the same order. What goes
-wrong with a row becomes its ``task_verdict``; what goes wrong otherwise is raised and stops the job.
+wrong with a row becomes its ``task_verdict``, also that its replica does not survive it (see `poison`); what goes wrong
+otherwise is raised and stops the job.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from adamllm_ray.synthesis.attempts import (
 )
 from adamllm_ray.synthesis.consistency import judge_prompt, judgement, label_ids
 from adamllm_ray.synthesis.engine import Completion, Engine, Request, SamplingSpec, TextEngine, match_completions
+from adamllm_ray.synthesis.poison import DETAIL, ENOUGH_ROWS, Attendance, Turns, found_in
+from adamllm_ray.synthesis.pools import MOST_CALLS
 from adamllm_ray.synthesis.prompts import synthesis_prompt
 from adamllm_ray.synthesis.protocol import Protocol, chat_of, check_image_token
 from adamllm_ray.synthesis.triplets import Triplet, TripletParser, foreign_url
@@ -45,7 +48,6 @@ EngineMaker = Callable[[str, "EngineSection", bool], TextEngine]
 AHEAD = 1.5  # rows decoded or at the engine, per slot of the engine
 # rows decoded in one go, if the engine has so many slots: each trip to another thread waits for the GIL
 PREPARED = 32
-ENOUGH_ROWS = 200  # before this many, a share of failures says little
 
 
 def start_engine(model: str, settings: EngineSection, images: bool) -> TextEngine:
@@ -81,6 +83,7 @@ class Synthesizer:
     limits: ImageLimits
     seed: int
     engine_maker: EngineMaker = start_engine
+    record: Any = None  # of deaths, see poison.death_record
     ceiling: FailureCeiling = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,9 +94,10 @@ class Synthesizer:
         self.engine = self.engine_maker(self.model, self.settings.engine, True)
         slots = self.settings.engine.slots
         self.prepared = min(PREPARED, slots)
-        self.turns = asyncio.Semaphore(self.prepared + math.ceil(AHEAD * slots))
-        self.entry = asyncio.Lock()
-        self.ceiling = FailureCeiling(self.settings.max_failed_share)
+        self.turns = Turns(self.prepared + math.ceil(AHEAD * slots))
+        share = self.settings.max_failed_share
+        self.attendance = Attendance("synthesizer", self.settings.engine, share, self.turns, self.record)
+        self.ceiling = FailureCeiling(share)
         self.sampling = SamplingSpec(
             max_tokens=self.settings.max_new_tokens,
             stop_token_ids=(self.parser.end_id,),
@@ -102,30 +106,51 @@ class Synthesizer:
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Add the synthesis columns; rows that are ready for the judge have no ``task_verdict`` yet."""
         rows: list[Row] = batch.select(["id", "image", "caption", "verdict"]).to_pylist()
-        parts = [rows[start : start + self.prepared] for start in range(0, len(rows), self.prepared)]
-        results = [row for part in await asyncio.gather(*map(self._part, parts)) for row in part]
-        verdicts = [result.get("task_verdict") for result, row in zip(results, rows, strict=True) if _usable(row)]
-        self.ceiling.count(verdicts)
-        return _with_columns(batch, results)
+        usable = [row["id"] for row in rows if _usable(row)]
+        deaths = await self.attendance.begin(usable)
+        apart = {row["id"]: row for row in rows if row["id"] in deaths}
+        clear = [row for row in rows if row["id"] not in deaths]
+        parts = [clear[start : start + self.prepared] for start in range(0, len(clear), self.prepared)]
+        few, many = await asyncio.gather(  # the few first: a replica that dies again soon has then got on with them
+            self.attendance.apart(deaths, lambda few: self._few([apart[name] for name in few])),
+            asyncio.gather(*map(self._part, parts)),
+        )
+        columns = dict.fromkeys(found_in(deaths), _verdict(Verdict.ENGINE_DIED, DETAIL))
+        columns |= {name: result for part in (*few, *many) for name, result in part.items()}
+        await self.attendance.end(usable)
+        self.ceiling.count([columns[name].get("task_verdict") for name in usable])
+        return _with_columns(batch, [columns[row["id"]] for row in rows])
 
-    async def _part(self, rows: Sequence[Row]) -> list[Row]:
+    async def _part(self, rows: Sequence[Row]) -> dict[str, Row]:
         """Columns of a few rows, decoded when the turn of all of them has come, so few images are in memory."""
-        async with self.entry:  # one part after the other, or two would wait for each other's turns
-            for _ in rows:
-                await self.turns.acquire()
+        await self.turns.take(len(rows))
+        await self.attendance.open([row["id"] for row in rows if _usable(row)])
+        return await self._few(rows, self._turn_over)
+
+    async def _few(self, rows: Sequence[Row], over: Callable[[str], None] = lambda name: None) -> dict[str, Row]:
+        """Columns of rows whose turn it is, by id. ``over`` is called for each that is done."""
         prepared = await asyncio.to_thread(lambda: [self._prepare(row) for row in rows])  # decoding frees the GIL
-        return await asyncio.gather(*map(self._synthesized, rows, prepared))
+
+        async def one(row: Row, request: Request | Row) -> Row:
+            try:
+                return await self._synthesized(row, request)
+            finally:
+                over(row["id"])
+
+        done = await asyncio.gather(*map(one, rows, prepared))
+        return {row["id"]: columns for row, columns in zip(rows, done, strict=True)}
+
+    def _turn_over(self, name: str) -> None:
+        self.turns.give()
+        self.attendance.close([name])
 
     async def _synthesized(self, row: Row, request: Request | Row) -> Row:
-        """The row's columns so far; its turn is over."""
-        try:
-            if not isinstance(request, Request):
-                return request
-            tried = await self._ask(request, row, range(self.settings.candidates), self.settings.temperature)
-            if self.settings.retry_temperature is not None and needs_retry(tried):
-                tried += await self._ask(request, row, [self.settings.candidates], self.settings.retry_temperature)
-        finally:
-            self.turns.release()
+        """The row's columns so far."""
+        if not isinstance(request, Request):
+            return request
+        tried = await self._ask(request, row, range(self.settings.candidates), self.settings.temperature)
+        if self.settings.retry_temperature is not None and needs_retry(tried):
+            tried += await self._ask(request, row, [self.settings.candidates], self.settings.retry_temperature)
         if not self.settings.attempts_kept:
             return row_columns(tried[0])
         return {"attempts": tried} if any(map(is_open, tried)) else spoken_for(tried, self.settings.tasks_per_image)
@@ -181,6 +206,7 @@ class Judge:
     max_failed_share: float
     engine_maker: EngineMaker = start_engine
     tasks_per_image: int = 1
+    record: Any = None  # of deaths, see poison.death_record
 
     def __post_init__(self) -> None:
         lean_transformers()
@@ -190,6 +216,9 @@ class Judge:
         self.tokenizer = AutoTokenizer.from_pretrained(self.model, local_files_only=True)
         self.labels = label_ids(self.tokenizer)
         self.engine = self.engine_maker(self.model, self.settings.engine, False)
+        self.turns = Turns(MOST_CALLS)  # a batch takes one
+        settings = self.settings.engine
+        self.attendance = Attendance("judge", settings, self.max_failed_share, self.turns, self.record)
         self.ceiling = FailureCeiling(self.max_failed_share)
         self.sampling = SamplingSpec(
             max_tokens=1, allowed_token_ids=tuple(self.labels.values()), logprobs=len(self.labels)
@@ -205,24 +234,47 @@ class Judge:
             for index, result in enumerate(results)
             if result["task_verdict"] is None
         }
-        places = [(index, number) for index in tried for number, one in enumerate(tried[index]) if is_open(one)]
-        await self._judge(places, ids, tried)
+        await self._judge({ids[index]: attempts for index, attempts in tried.items()})
         for index, attempts in tried.items():
             several = results[index]["attempts"] is not None
             results[index] |= spoken_for(attempts, self.tasks_per_image) if several else row_columns(attempts[0])
         self.ceiling.count([results[index]["task_verdict"] for index in tried])
         return _with_columns(batch.select(RECORD_SCHEMA.names), results)
 
-    async def _judge(
-        self, places: Sequence[tuple[int, int]], ids: Sequence[str], tried: Mapping[int, list[Attempt]]
-    ) -> None:
-        """Add probabilities and verdict to the attempts at these places."""
-        tasks = [tried[index][number] for index, number in places]
-        prompts = await asyncio.to_thread(lambda: [self._prompt(task) for task in tasks])  # tokenizing frees the GIL
-        names = [request_id(ids[index], number) for index, number in places]
-        requests = [Request(name, prompt) for name, prompt in zip(names, prompts, strict=True)]
+    async def _judge(self, tried: Mapping[str, list[Attempt]]) -> None:
+        """Add probabilities and verdict to the open attempts of these rows."""
+        deaths = await self.attendance.begin([*tried])
+        await asyncio.gather(
+            self.attendance.apart(deaths, lambda few: self._few({name: tried[name] for name in few})),
+            self._part({name: attempts for name, attempts in tried.items() if name not in deaths}),
+        )
+        for name in found_in(deaths):
+            for one in filter(is_open, tried[name]):
+                one.update(_because(Verdict.ENGINE_DIED, f"judge: {DETAIL}"))
+        await self.attendance.end([*tried])
+
+    async def _part(self, tried: Mapping[str, list[Attempt]]) -> None:
+        await self.turns.take(1)
+        try:
+            await self.attendance.open([*tried])
+            await self._few(tried)
+        finally:
+            self.turns.give()
+        self.attendance.close(tried)
+
+    async def _few(self, tried: Mapping[str, list[Attempt]]) -> None:
+        """All of these at the engine at the same time."""
+        places = [
+            (request_id(name, number), one)
+            for name, attempts in tried.items()
+            for number, one in enumerate(attempts)
+            if is_open(one)
+        ]
+        # tokenizing frees the GIL
+        prompts = await asyncio.to_thread(lambda: [self._prompt(task) for _, task in places])
+        requests = [Request(name, prompt) for (name, _), prompt in zip(places, prompts, strict=True)]
         completions = await _generate(self.engine, requests, self.sampling)
-        for task, completion in zip(tasks, completions, strict=True):
+        for (_, task), completion in zip(places, completions, strict=True):
             task.update(self._verdict(completion))
 
     def _prompt(self, task: Attempt) -> list[int]:

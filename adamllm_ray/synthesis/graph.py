@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from adamllm_ray.config import RunConfig
 from adamllm_ray.data import storage
@@ -21,6 +21,7 @@ from adamllm_ray.data.run import StageFolder
 from adamllm_ray.errors import AdamLLMError, ReplicasLost
 from adamllm_ray.ray_runtime import disk_error, links, own_error
 from adamllm_ray.synthesis.actors import EngineMaker, Judge, Synthesizer
+from adamllm_ray.synthesis.poison import death_record
 from adamllm_ray.synthesis.pools import IO_CPUS, Pool, fit_pools, write_tasks
 from adamllm_ray.synthesis.release import written_blocks_let_go
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # A reader is a process that feeds several replicas. Ray would start one per file as long as tenths of CPUs are left:
 # on small nodes they leave no whole one for the next step, which they then wait for (seen on nodes of two CPUs)
 LEAST_READERS = 2
+RETRIES_BY_RAY = 50  # of a batch, beyond engine.max_retries
 UNEVENNESS = 4.0  # longest of a block's responses over their mean: lognormal lengths, sigma 1, cut at 3.5 means
 
 
@@ -37,14 +39,14 @@ def run_graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engin
     """Judge a task for every row of ``files`` (paths inside ``stage.fs``), continuing what ``stage`` has already.
 
     Raises:
-        ReplicasLost: a batch killed its replica too often, or nothing moved for ``synthesis.stall_minutes``.
+        ReplicasLost: replicas died under a batch too often, or nothing moved for ``synthesis.stall_minutes``.
         AdamLLMError: whatever of ours a row function raised, as itself and not wrapped by Ray.
     """
     from adamllm_ray.synthesis.backpressure import bounded_waiting  # imports ray.data
 
     resumable = _resumable(stage, config.synthesis.stall_minutes)
-    with resumable, bounded_waiting(_limits(config)), written_blocks_let_go():
-        dataset = _graph(config, files, stage, engine_maker)
+    with resumable, bounded_waiting(_limits(config)), written_blocks_let_go(), death_record() as record:
+        dataset = _graph(config, files, stage, engine_maker, record)
         try:
             dataset.write_parquet(
                 stage.data, filesystem=stage.fs, ray_remote_args={"num_cpus": IO_CPUS}, concurrency=write_tasks()
@@ -57,13 +59,15 @@ def run_graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engin
                 raise disk_error(error) or error from None
 
 
-def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_maker: EngineMaker) -> ray.data.Dataset:
+def _graph(
+    config: RunConfig, files: Sequence[str], stage: StageFolder, engine_maker: EngineMaker, record: Any
+) -> ray.data.Dataset:
     """Read, cut into blocks of ``rows_per_block`` (the unit of resume), synthesize, judge."""
     import ray
 
     synthesis, judge = config.synthesis, config.judge
     rows = synthesis.rows_per_block
-    write, compare = fit_pools(pools_of(config))
+    write, compare = (pool | _last_resort(pool) for pool in fit_pools(pools_of(config)))
     reader = ray.data.read_parquet(
         list(files),
         filesystem=stage.fs,
@@ -81,6 +85,7 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
             "limits": config.data.images,
             "seed": config.run.seed,
             "engine_maker": engine_maker,
+            "record": record,
         },
         batch_size=None,  # the block as it is: its rows are on their own from there
         batch_format="pyarrow",
@@ -95,12 +100,21 @@ def _graph(config: RunConfig, files: Sequence[str], stage: StageFolder, engine_m
             "max_failed_share": synthesis.max_failed_share,
             "tasks_per_image": synthesis.tasks_per_image,
             "engine_maker": engine_maker,
+            "record": record,
         },
         batch_size=None,
         batch_format="pyarrow",
         udf_modifying_row_count=False,
         **compare,
     )
+
+
+def _last_resort(pool: dict[str, Any]) -> dict[str, Any]:
+    """Ray counts every death under a batch against it, whoever caused it. With a record of them we count, see
+
+    `Attendance.begin`, and Ray's number only ends what goes on without one.
+    """
+    return {"max_task_retries": pool["max_task_retries"] + RETRIES_BY_RAY}
 
 
 def pools_of(config: RunConfig) -> dict[str, Pool]:
@@ -160,6 +174,6 @@ def _lost(error: BaseException, config: RunConfig) -> AdamLLMError | None:
     if any(isinstance(one, RayActorError) for one in chain):
         return ReplicasLost(
             "synthesis: a batch was given up after its replica had died under it again and again (engine.max_retries). "
-            f"Too little memory, or a row that the engine does not survive? Ray's logs say how it died. {again}"
+            f"Ray's logs say how it died. {again}"
         )
     return None

@@ -9,7 +9,8 @@ core that another stage of the same pipeline holds would wait for ever.
 
 A pool has ``engine.min_replicas`` at least, which must fit, and grows to ``engine.replicas`` where there is room and
 work waits. Replicas that die are started again without end, as spot machines need it; a *batch* whose replica dies
-under it is tried ``engine.max_retries`` times more, so that a row that kills its engine stops the job.
+under it is tried ``engine.max_retries`` times more, then the job stops. Synthesis finds a row that kills its engine and
+does not count the deaths by it (see `poison`); in an evaluation Ray counts them all, and such a question stops the job.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ from adamllm_ray.models.chat import ChatFormat
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec
 
+CHUNK = 64 << 20
 TURNS = 2  # rows that an engine works on at the same time
 
 
@@ -45,7 +47,10 @@ class FakeMaker:
     judge_seconds_per_row: float = 0.0
     poison: str = ""  # the engine raises when it is asked for this id
     broken: str = ""  # the engine does not start, with this ModelError
-    deadly: str = ""  # the whole process dies when the synthesizer is asked for this id, in every life
+    deadly: tuple[str, ...] = ()  # the whole process is killed when the synthesizer is asked for one of these
+    deadly_to_judge: tuple[str, ...] = ()  # the same for the judge; both in every life
+    hungry: str = ""  # asked for this id, the engine takes memory until the process is killed
+    most_bytes: int = 0  # but no more than this
     dies_after: int = 0  # the whole process dies after this many rows, in every life
     child: bool = False  # a child process stands for the engine core; when it dies, the process ends itself
 
@@ -100,14 +105,18 @@ class FakeEngine:
         ids = [request.id for request in requests]
         if self.maker.poison in ids:
             raise RuntimeError("poisoned")
-        if self.images:
+        if self.images or self.maker.deadly_to_judge:
             with (self.log / f"{self.role}-{os.getpid()}").open("a") as log:
                 log.writelines(f"{name} {time.time():.3f}\n" for name in ids)
         pace = self.maker.seconds_per_row if self.images else self.maker.judge_seconds_per_row
         async with self.turns:
             await asyncio.sleep(pace * len(requests))
         self.done += len(requests)
-        if self.images and (self.maker.deadly in ids or 0 < self.maker.dies_after <= self.done):
+        if not set(ids).isdisjoint(self.maker.deadly if self.images else self.maker.deadly_to_judge):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.images and self.maker.hungry in ids:
+            await asyncio.to_thread(eat, self.maker.most_bytes)
+        if self.images and 0 < self.maker.dies_after <= self.done:
             os._exit(1)
         return [self._answer(request, sampling) for request in requests]
 
@@ -130,15 +139,28 @@ class FakeEngine:
         threading.Thread(target=watch, daemon=True).start()
 
 
+def eat(most: int) -> None:
+    """Take memory and keep it for a while: about a GiB per second, so that whoever watches has time to see it."""
+    held = []
+    for _ in range(0, most, CHUNK):
+        held.append(b"\1" * CHUNK)  # written to, or the kernel would not hand it out
+        time.sleep(0.05)
+    time.sleep(60)
+    raise AssertionError(f"{len(held)} pieces of {CHUNK} bytes, and nobody minded")
+
+
 def number_of(row: str) -> int:
     """The number in the answers to the row of this id: a misplaced answer shows."""
     return crc32(row.encode()) % 50
 
 
-def requests_in(log: str) -> list[tuple[int, str, float]]:
-    """(process id, row id, Unix time) of every row that fake synthesizers were asked for, in all their lives."""
+def requests_in(log: str, role: str = "synthesizer") -> list[tuple[int, str, float]]:
+    """(process id, row id, Unix time) of every row that the fakes of a role were asked for, in all their lives.
+
+    A judge logs its rows only where it is the one that dies.
+    """
     found = []
-    for file in Path(log).glob("synthesizer-*"):
+    for file in Path(log).glob(f"{role}-*"):
         pid = int(file.name.rpartition("-")[2])
         found += [(pid, line.split()[0], float(line.split()[1])) for line in file.read_text().splitlines()]
     return found

@@ -51,3 +51,5 @@ def test_failed_share_has_a_ceiling() -> None:
     check_ceiling({"engine_error": 5, "kept": 95, "not_synthesized": 900}, 0.05)
     with pytest.raises(TooManyFailures, match="6 of 100"):
         check_ceiling({"engine_error": 6, "kept": 94, "not_synthesized": 900}, 0.05)
+    with pytest.raises(TooManyFailures, match=r"6 of 100.* --verdict engine_error --verdict engine_died`"):
+        check_ceiling({"engine_error": 2, "engine_died": 4, "kept": 94}, 0.05)

@@ -83,7 +83,7 @@ def test_a_pool_grows_while_work_waits(run: RunFolder, tmp_path: Path, tiny_vlm:
     assert len(list((tmp_path / "log").glob("synthesizer-*"))) > 1
 
 
-def test_a_row_that_kills_its_engine_each_time_stops_the_job(
+def test_fewer_retries_than_it_takes_to_find_a_row_stop_the_job(
     run: RunFolder, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path
 ) -> None:
     config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE | {"max_retries": 1})
