@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from adamllm_ray.errors import AdamLLMError, ConfigError, ModelError
+from adamllm_ray import errors
+from adamllm_ray.errors import AdamLLMError
 
 log = logging.getLogger(__name__)
 
@@ -163,11 +164,15 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 def own_error(error: BaseException) -> AdamLLMError | None:
-    """The exception of ours that Ray wrapped, if there is one. Of an actor that did not start, Ray keeps only text."""
+    """The exception of ours that Ray wrapped, if there is one.
+
+    Of an actor that did not start, and of what a row function raised, Ray may keep only text: the traceback.
+    """
     for link in links(error):
         if isinstance(link, AdamLLMError):
             return link
-    named = re.search(r"adamllm_ray\.errors\.(ModelError|ConfigError): (.+)", str(error))
-    if named is None:
-        return None
-    return (ModelError if named[1] == "ModelError" else ConfigError)(named[2])
+    for name, message in re.findall(r"\badamllm_ray\.errors\.(\w+): (.+)", str(error)):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, AdamLLMError) and "__init__" not in vars(kind):
+            return kind(message)  # of those that are made of a message alone
+    return None

@@ -1,4 +1,4 @@
-"""A private Ray that does not come up in time."""
+"""A private Ray that does not come up in time, and what is left of an exception of ours that Ray wrapped."""
 
 import os
 import signal
@@ -9,6 +9,8 @@ from subprocess import run
 
 import pytest
 
+from adamllm_ray.errors import AdamLLMError, ModelError, StorageError, TooManyFailures
+from adamllm_ray.ray_runtime import own_error
 from tests.processes import family_of, words_of
 
 START = """
@@ -53,3 +55,33 @@ def test_a_raylet_that_does_not_come_up_is_started_once_more() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["1", "True"], "what did not come up is not left running"
     assert "starting it once more" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (
+            "adamllm_ray.errors.TooManyFailures: 3 of 9 rows\n\nThe above exception was ...\nUserCodeException: UDF",
+            "3 of 9 rows",
+        ),
+        ("adamllm_ray.errors.ImageRefused: image_empty\nadamllm_ray.errors.TooManyFailures: all", "all"),
+        ("adamllm_ray.errors.FingerprintMismatch: the folder of stage", None),  # not made of a message alone
+        ("adamllm_ray.errors.Verdict: x", None),
+        ("another.errors.TooManyFailures: x", None),
+    ],
+)
+def test_an_exception_of_which_ray_keeps_the_text(text: str, found: str | None) -> None:
+    error = own_error(RuntimeError(text))
+    assert (error is None) == (found is None)
+    if found is not None:
+        assert type(error) is TooManyFailures
+        assert str(error) == found
+        assert error.exit_code == 75
+
+
+def test_an_exception_that_is_there_is_taken_itself() -> None:
+    ours: AdamLLMError = ModelError("no weights")
+    outer = RuntimeError("adamllm_ray.errors.StorageError: text")
+    outer.__cause__ = ours
+    assert own_error(outer) is ours
+    assert isinstance(own_error(RuntimeError("adamllm_ray.errors.StorageError: full")), StorageError)
