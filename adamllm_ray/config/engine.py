@@ -22,7 +22,7 @@ class EngineSection(Section):
         default=5,
         ge=0,
         description="Tries more for a batch whose replica died under it; then the job stops. Synthesis does not count "
-        "deaths by a row that is found to be the cause, and needs two to find it.",
+        "deaths by a row that is found to be the cause, and needs one try to find it.",
     )
     gpus_per_replica: Weight = Field(
         default=0,

@@ -45,7 +45,9 @@ class Begun:
     """What the record knows of a batch. ``found`` rows killed their replicas, ``answered`` ones came through."""
 
     deaths: dict[str, int]  # of rows that were in flight in any
-    unexplained: int  # deaths under this batch that no row was found to be the cause of
+    unexplained: (
+        int  # deaths under this batch, but those by a row that was found and those of suspects among themselves
+    )
     found: int
     answered: int
 
@@ -55,6 +57,7 @@ class DeathRecord:
 
     def __init__(self) -> None:
         self._open: dict[str, str] = {}  # row -> the life that asks for it
+        self._apart: set[str] = set()  # lives at whose engine are only rows that were in flight in a death
         self._alone: dict[str, str] = {}  # life -> the row that it asks for with nothing else at its engine
         self._deaths: dict[str, list[str]] = {}  # row -> the lives that ended with it in flight
         self._found: set[str] = set()
@@ -72,15 +75,16 @@ class DeathRecord:
                 self._died(row, last)
         lives = self._lives[rows[0]]
         lives.add(life)
-        ended = lives - {life} - self._explained - self._alone.keys()
+        ended = lives - {life} - self._explained - self._apart
         deaths = {row: FOUND if row in self._found else len(self._deaths.get(row, [])) for row in rows}
         known = {row: count for row, count in deaths.items() if count}
         return Begun(known, len(ended), len(self._found), self._answered)
 
-    def open(self, life: str, rows: Sequence[str], alone: bool, answered: Sequence[str]) -> None:
-        """These rows are asked now."""
+    def open(self, life: str, rows: Sequence[str], apart: bool, alone: bool, answered: Sequence[str]) -> None:
+        """These rows are asked now; ``apart``: and no others."""
         self._close(life, answered)
         self._open |= dict.fromkeys(rows, life)
+        (self._apart.add if apart else self._apart.discard)(life)
         if alone:
             [self._alone[life]] = rows
 
@@ -155,15 +159,15 @@ class Attendance:
         if found.unexplained > self.settings.max_retries:
             raise ReplicasLost(
                 f"synthesis: {found.unexplained} replicas died under the same batch (engine.max_retries is "
-                f"{self.settings.max_retries}), and not by one of its rows alone. Ray's logs say how they died. "
+                f"{self.settings.max_retries}), and no row was found to be the cause. Ray's logs say how they died. "
                 "What is finished is kept: with the cause removed, run the same command again."
             )
         return {row: found.deaths[name] for row in rows if (name := self._name(row)) in found.deaths}
 
-    async def open(self, rows: Sequence[str], *, alone: bool = False) -> None:
+    async def open(self, rows: Sequence[str], *, apart: bool = False, alone: bool = False) -> None:
         """Say that these rows are asked now: before it, as nobody can afterwards."""
         if rows:
-            await self._tell("open", self._names(rows), alone)
+            await self._tell("open", self._names(rows), apart, alone)
 
     def close(self, rows: Iterable[str]) -> None:
         """Take rows back that are answered, with the next message."""
@@ -182,11 +186,11 @@ class Attendance:
         if plan:
             async with self.turns.all():
                 for rows, alone in plan:
-                    await self.open(rows, alone=alone)
+                    await self.open(rows, apart=True, alone=alone)
                     results.append(await ask(rows))
                     self.close(rows)
                     if alone:  # at once: were it to die now, the row would be blamed
-                        await self._tell("open", [], False)
+                        await self._tell("open", [], True, False)
         return results
 
     async def _tell(self, what: str, *arguments: Any) -> Any:

@@ -83,10 +83,10 @@ def test_a_pool_grows_while_work_waits(run: RunFolder, tmp_path: Path, tiny_vlm:
     assert len(list((tmp_path / "log").glob("synthesizer-*"))) > 1
 
 
-def test_fewer_retries_than_it_takes_to_find_a_row_stop_the_job(
+def test_without_retries_a_row_that_kills_its_engine_stops_the_job(
     run: RunFolder, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path
 ) -> None:
-    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE | {"max_retries": 1})
+    config = config_for(tmp_path, tiny_vlm, tiny_judge, engine=ENGINE | {"max_retries": 0})
     stage, row = run.stage("synthesize"), run.stage("ingest").row_ids()[60]
     with pytest.raises(ReplicasLost, match=r"engine\.max_retries"):
         synthesize(config, run, engine_maker=Trouble(str(tmp_path / "log"), kills=row))
