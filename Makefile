@@ -68,7 +68,7 @@ $(AUDIT)/.ready: requirements/audit.txt | setup
 	$(INSTALL) $(AUDIT)/bin/python -r requirements/audit.txt
 	@touch $@
 
-audit: $(AUDIT)/.ready ## Look every pin up in the advisory database (pypi.org); fails on a known vulnerability.
+audit: $(AUDIT)/.ready ## Look every pin up in the advisory database (PyPI's); fails on a known vulnerability.
 	for lock in requirements/*.txt; do $(AUDIT)/bin/pip-audit --strict --require-hashes --disable-pip -r $$lock || failed=1; done; exit $${failed:-0}
 
 sbom: $(AUDIT)/.ready ## Write the bills of materials (CycloneDX) of both environments to dist/.

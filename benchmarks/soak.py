@@ -1,7 +1,7 @@
 """A synthesis under fire: SIGKILL at random, a store that fails, a hostile record every 50th. What is lost? Nothing.
 
     python -m benchmarks.soak --minutes 30          before a release: 20,000 rows
-    python -m benchmarks.soak --minutes 3           in CI: 2,000 rows, each kind of kill once, no fault-free run
+    python -m benchmarks.soak --minutes 3           in make faults: 2,000 rows, each kind of kill once, no calm run
 
 Real: Ray (a head and three worker nodes of this machine, each a raylet of its own), driver processes that join it as
 jobs do and are started again when they die, Parquet source and run folder on an S3 server (moto) behind a proxy that
@@ -57,7 +57,7 @@ from tests.synthesis.lives import Life, Runs
 ENGINE = "fake: it sleeps a set time per row and knows the answer; no model runs"
 POOLS = ["synthesizer", "judge"]
 KINDS = ("driver", "replica", "engine_child", "raylet", "node")
-LONG_MINUTES = 10.0  # a shorter soak is for CI
+LONG_MINUTES = 10.0  # a shorter soak is for `make faults`
 ROWS_PER_MINUTE = 667  # 20,000 in half an hour
 REPLICAS, NODES, BLOCK = 3, 3, 32
 S3_FAULTS = 0.05

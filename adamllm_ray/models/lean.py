@@ -11,6 +11,18 @@ remembers the answer; scikit-learn is hidden while it asks, and is there for who
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def hidden(module: str) -> Iterator[None]:
+    """A module that has not been imported yet cannot be found inside the block."""
+    sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def lean_transformers() -> None:
@@ -19,8 +31,5 @@ def lean_transformers() -> None:
 
     if "sklearn" in sys.modules:
         return
-    sys.modules["sklearn"] = None  # type: ignore[assignment]
-    try:
+    with hidden("sklearn"):
         is_sklearn_available()
-    finally:
-        del sys.modules["sklearn"]

@@ -42,12 +42,17 @@ DETAIL = "its replica died each time it was asked, at last with nothing else at 
 
 @dataclass(frozen=True)
 class Begun:
-    """What the record knows of a batch. ``found`` rows killed their replicas, ``answered`` ones came through."""
+    """What the record knows of a batch, and of the run.
 
-    deaths: dict[str, int]  # of rows that were in flight in any
-    unexplained: (
-        int  # deaths under this batch, but those by a row that was found and those of suspects among themselves
-    )
+    Attributes:
+        deaths: in how many each row was in flight; those in none are left out.
+        unexplained: deaths under this batch, but those by a row that was found and those of suspects among themselves.
+        found: rows of the run that killed their replicas.
+        answered: rows of the run that came through.
+    """
+
+    deaths: dict[str, int]
+    unexplained: int
     found: int
     answered: int
 

@@ -31,6 +31,7 @@ from adamllm_ray.data.record import RECORD_SCHEMA, record_id
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.errors import ModelError
 from adamllm_ray.models.chat import ChatFormat
+from adamllm_ray.models.lean import hidden
 from adamllm_ray.synthesis.prompts import HINT_INFORMATIVE, HINT_PRECISE, hinted
 from adamllm_ray.synthesis.requests import Completion, Request, SamplingSpec
 
@@ -75,14 +76,11 @@ def _arrived(kind: type[FakeMaker], fields: dict[str, Any]) -> FakeMaker:
 
 def without_torch() -> None:
     """Let transformers look for torch while it is hidden; it remembers what it found."""
-    sys.modules["torch"] = None  # type: ignore[assignment]
-    try:
+    with hidden("torch"):
         from transformers.utils import is_torch_available, is_torchvision_available
 
         assert not is_torch_available()
         assert not is_torchvision_available()
-    finally:
-        del sys.modules["torch"]
 
 
 class FakeEngine:
