@@ -81,7 +81,21 @@ def _client(endpoint: str | None, region: str | None, anonymous: bool, timeout: 
         s3={"addressing_style": "path"} if endpoint else None,
     )
     session = boto3.session.Session()
-    return session.client("s3", endpoint_url=endpoint, region_name=region or "us-east-1", config=options)
+    made = session.client("s3", endpoint_url=endpoint, region_name=region or "us-east-1", config=options)
+    made.meta.events.register("response-received.s3.HeadBucket", _end_redirects)
+    return made
+
+
+def _end_redirects(response_dict: dict[str, Any] | None, **_: Any) -> None:
+    """Raises OSError when a store answers a question for a bucket's region with one more redirect.
+
+    boto3 asks for the region (HeadBucket) whenever it is sent elsewhere without being told one, also in answer to that
+    very question: without this it would ask until Python's stack ends, in whatever function that happens to be.
+    """
+    if response_dict and response_dict["status_code"] in (301, 302, 307):
+        headers = {name.lower() for name in response_dict["headers"]}
+        if "x-amz-bucket-region" not in headers:
+            raise OSError(errno.EIO, "the object store sends every request elsewhere, and does not say in which region")
 
 
 def presigned(path: str, s3: S3Section, seconds: int) -> str:
@@ -116,8 +130,6 @@ def os_errors(where: str) -> Iterator[None]:
         raise OSError(errno.EIO, f"the object store answers {code or status}: {where}") from error
     except BotoCoreError as error:  # no credentials, no connection, time out
         raise OSError(errno.EIO, f"{error}") from error
-    except RecursionError:  # boto3 asks for the bucket's region when it is redirected, and is redirected again
-        raise OSError(errno.EIO, f"the object store sends every request elsewhere: {where}") from None
 
 
 def denied(error: OSError) -> bool:
