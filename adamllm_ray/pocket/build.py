@@ -4,8 +4,9 @@
 
 The models train with the package's own step loop (training/loop.py) in one process. Every part has a folder; a
 finished one holds done.json and is not made again, and training continues from its last checkpoint. Single precision,
-fixed seeds and a fixed number of threads give the same weights on the same kind of machine. The tower is warmed up
-first (linear heads on facts about general pictures): it stands in for the CLIP pretraining of a real tower.
+fixed seeds and a fixed number of threads give the same weights on the same kind of machine. The language model learns
+to look things up among marks (`marks`), the tower to say what its patches show (linear heads on facts about general
+pictures, which stands in for the CLIP pretraining of a real tower), and then one is put before the other.
 
 Nothing here sees a satellite picture or a domain caption; only the last step measures on them.
 """
@@ -29,23 +30,39 @@ THREADS = 2
 CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("base", "synthesizer", "judge")
-STEPS = {"tower": 1200, "text": 400, "words": 400, "base": 1500, "synthesizer": 700, "judge": 900}
-_CODE = [f"adamllm_ray.pocket.{name}" for name in ("architecture", "curriculum", "language", "regions", "world")]
+STEPS = {
+    "tower": 1600,
+    "recall": 300,
+    "questions": 1000,
+    "words": 600,
+    "base": 900,
+    "synthesizer": 700,
+    "judge": 900,
+}
+_ROOMS = ("architecture", "curriculum", "language", "marks", "regions", "tower", "world")
+_CODE = [f"adamllm_ray.pocket.{name}" for name in _ROOMS]
 
 
-def build(output: Path, *, install: bool = False) -> dict[str, Any]:
-    """Make all three models below ``output`` and measure them. Returns the figures; with ``install`` ships them."""
+def build(output: Path, *, install: bool = False, seed: int = 0) -> dict[str, Any]:
+    """Make all three models below ``output`` and measure them. Returns the figures; with ``install`` ships them.
+
+    Args:
+        seed: of the first weights and of every example. The pictures and the tokenizer are the same for all.
+    """
     _prepare()
     output.mkdir(parents=True, exist_ok=True)
     _part(output, "tokenizer", _make_tokenizer)
-    _part(output, "tower", _make_tower)
-    _part(output, "base", _make_base)
-    _part(output, "synthesizer", lambda folder: _make_synthesizer(folder, output / "base"))
-    _part(output, "judge", lambda folder: _make_judge(folder, output / "base"))
+    _part(output, "tower", lambda folder: _make_tower(folder, seed), seed)
+    _part(output, "base", lambda folder: _make_base(folder, seed), seed)
+    _part(output, "synthesizer", lambda folder: _make_synthesizer(folder, output / "base", seed), seed)
+    _part(output, "judge", lambda folder: _make_judge(folder, output / "base", seed), seed)
     from adamllm_ray.pocket.gates import measure
 
     figures = measure({name: output / name for name in MODELS})
-    figures["seconds"] = {name: json.loads((output / name / "done.json").read_text())["seconds"] for name in MODELS}
+    figures["seed"] = seed
+    figures["seconds"] = {
+        name: json.loads((output / name / "done.json").read_text())["seconds"] for name in ("tower", *MODELS)
+    }
     (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     if install:
         _install(output)
@@ -56,7 +73,7 @@ def tune_synthesizer(output: Path) -> dict[str, Any]:
     """Tune a synthesizer from the shipped base model, as ``build`` does. Returns its figures."""
     _prepare()
     output.parent.mkdir(parents=True, exist_ok=True)
-    _part(output.parent, output.name, lambda folder: _make_synthesizer(folder, WEIGHTS / "base"))
+    _part(output.parent, output.name, lambda folder: _make_synthesizer(folder, WEIGHTS / "base", 0))
     from adamllm_ray.pocket.gates import measure_synthesizer
 
     return measure_synthesizer(output)
@@ -70,12 +87,12 @@ def _prepare() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _part(output: Path, name: str, make: Callable[[Path], dict[str, Any]]) -> None:
-    """Make one part in its folder unless it is there, made by this very code."""
+def _part(output: Path, name: str, make: Callable[[Path], dict[str, Any]], seed: int = 0) -> None:
+    """Make one part in its folder unless it is there, made by this very code from this seed."""
     folder = output / name
     marker = folder / "done.json"
-    version = code_version(*_CODE)
-    if marker.exists() and json.loads(marker.read_text())["code"] == version:
+    version = {"code": code_version(*_CODE), "seed": seed}
+    if marker.exists() and version.items() <= json.loads(marker.read_text()).items():
         return
     if marker.exists():
         shutil.rmtree(folder)
@@ -83,7 +100,7 @@ def _part(output: Path, name: str, make: Callable[[Path], dict[str, Any]]) -> No
     started = time.monotonic()
     figures = make(folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    done = {"code": version, "seconds": round(time.monotonic() - started), **figures}
+    done = version | {"seconds": round(time.monotonic() - started)} | figures
     marker.write_text(json.dumps(done, indent=2) + "\n")
 
 
@@ -126,54 +143,58 @@ def _load_tokenizer(output: Path) -> Any:
     return PreTrainedTokenizerFast.from_pretrained(output / "tokenizer")
 
 
-def _make_tower(folder: Path) -> dict[str, Any]:
+def _make_tower(folder: Path, seed: int) -> dict[str, Any]:
     """Warm-up of the vision tower with linear heads; the heads are thrown away."""
     from safetensors.torch import save_file
 
     from adamllm_ray.pocket.tower import TowerWarmup, WarmupSteps, held_out
 
-    model = build_vlm(len(_load_tokenizer(folder.parent)), Size())
+    model = build_vlm(len(_load_tokenizer(folder.parent)), Size(), seed)
     warmup = TowerWarmup(model.model.vision_tower)
     section = _section(128, 2e-3)
-    loss = _run(folder, "tower", warmup, section, WarmupSteps(warmup.tower, STEPS["tower"], 3))
+    loss = _run(folder, "tower", warmup, section, WarmupSteps(STEPS["tower"], seed, 3))
     save_file(warmup.tower.state_dict(), folder / "tower.safetensors")
     return {"loss": loss, "held_out": held_out(warmup)}
 
 
-def _make_base(folder: Path) -> dict[str, Any]:
-    """Reading first, then image tokens that look like words, then pictures and reading with a slower tower."""
+def _make_base(folder: Path, seed: int) -> dict[str, Any]:
+    """Looking up among marks, questions about marks, image tokens that are like marks, and then pictures."""
     from safetensors.torch import load_file
 
     from adamllm_ray.models.chat import ChatFormat
     from adamllm_ray.models.checkpoint import export_model
     from adamllm_ray.pocket.curriculum import Curriculum, Steps
+    from adamllm_ray.pocket.marks import MarkReader, MarkSchool, MarkSteps
     from adamllm_ray.pocket.tower import WarmupSteps, WordAlignment, held_out
     from adamllm_ray.training.collate import Collator
     from adamllm_ray.training.parts import prepare_parts
 
     tokenizer = _load_tokenizer(folder.parent)
+    chat = ChatFormat(tokenizer)
     processor = build_processor(tokenizer, Size())
-    model = build_vlm(len(tokenizer), Size())
+    model = build_vlm(len(tokenizer), Size(), seed)
     model.model.vision_tower.load_state_dict(load_file(folder.parent / "tower" / "tower.safetensors"))
-    school = Curriculum(ChatFormat(tokenizer))
-    collator = Collator(processor, 1024, cache_bytes=2 << 30)
-    reading = _section(48, 2e-3)
-    _run(folder, "text", model, reading, Steps("text", school.text, collator, reading, STEPS["text"]))
+    marks, reader = MarkSchool(chat), MarkReader(model)
+    losses = {}
+    for name, maker, rate in (("recall", marks.recall, 2e-3), ("questions", marks.questions, 1e-3)):
+        section = _section(16, rate)
+        losses[name] = _run(folder, name, reader, section, MarkSteps(f"{name}-{seed}", maker, section, STEPS[name]))
     aligned = WordAlignment(model, tokenizer)
     parts = [
         {"params": list(aligned.tower.parameters()), "lr": 3e-4},
         {"params": list(aligned.projector.parameters()), "lr": 2e-3},
     ]
-    _run(folder, "words", aligned, _section(128, 2e-3), WarmupSteps(aligned.tower, STEPS["words"], 4), parts)
+    _run(folder, "words", aligned, _section(128, 2e-3), WarmupSteps(STEPS["words"], seed, 4), parts)
     words = held_out(aligned)
     section = _section(30, 1e-3, 2e-4)
-    steps = Steps("base", school.general, collator, section, STEPS["base"])
-    loss = _run(folder, "base", model, section, steps, prepare_parts(model, section).groups)
+    collator = Collator(processor, 1024, cache_bytes=2 << 30)
+    steps = Steps(f"base-{seed}", Curriculum(chat).general, collator, section, STEPS["base"])
+    losses["base"] = _run(folder, "base", model, section, steps, prepare_parts(model, section).groups)
     export_model(model, processor, folder)
-    return {"loss": loss, "words": words}
+    return {"losses": losses, "words": words}
 
 
-def _make_synthesizer(folder: Path, base: Path) -> dict[str, Any]:
+def _make_synthesizer(folder: Path, base: Path, seed: int) -> dict[str, Any]:
     """The base model tuned on general seed data, every token after the caption learnt (paper section 3.1.1)."""
     from adamllm_ray.models.chat import ChatFormat
     from adamllm_ray.models.checkpoint import export_model, load_vlm
@@ -184,13 +205,14 @@ def _make_synthesizer(folder: Path, base: Path) -> dict[str, Any]:
     model, processor = load_vlm(base, "float32")
     school = Curriculum(ChatFormat(processor.tokenizer))
     section = _section(24, 7e-4, 1e-4)
-    steps = Steps("seed", school.seed, Collator(processor, 1024, cache_bytes=1 << 30), section, STEPS["synthesizer"])
+    collator = Collator(processor, 1024, cache_bytes=1 << 30)
+    steps = Steps(f"seed-{seed}", school.seed, collator, section, STEPS["synthesizer"])
     loss = _run(folder, "synthesizer", model, section, steps, prepare_parts(model, section).groups)
     export_model(model, processor, folder)
     return {"loss": loss}
 
 
-def _make_judge(folder: Path, base: Path) -> dict[str, Any]:
+def _make_judge(folder: Path, base: Path, seed: int) -> dict[str, Any]:
     """The base model's language half, tuned to compare two answers."""
     from adamllm_ray.models.chat import ChatFormat
     from adamllm_ray.models.checkpoint import export_model, load_vlm
@@ -199,12 +221,12 @@ def _make_judge(folder: Path, base: Path) -> dict[str, Any]:
 
     vlm, processor = load_vlm(base, "float32")
     tokenizer = processor.tokenizer
-    model = build_judge(len(tokenizer), Size())
+    model = build_judge(len(tokenizer), Size(), seed)
     model.model.load_state_dict(vlm.model.language_model.state_dict())
     model.lm_head.load_state_dict(vlm.lm_head.state_dict())
     school = Curriculum(ChatFormat(tokenizer))
     section = _section(64, 1e-3)
-    steps = Steps("judge", school.judged, Collator(tokenizer, 1024), section, STEPS["judge"])
+    steps = Steps(f"judge-{seed}", school.judged, Collator(tokenizer, 1024), section, STEPS["judge"])
     loss = _run(folder, "judge", model, section, steps)
     export_model(model, tokenizer, folder)
     return {"loss": loss}

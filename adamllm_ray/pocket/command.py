@@ -22,6 +22,7 @@ def pocket_build(
         "runs/pocket"
     ),
     install: Annotated[bool, typer.Option("--install", help="Replace the models that ship with the package.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first weights and of every example.")] = 0,
 ) -> None:
     """Make the three pocket models again from nothing (about an hour on 2 cores). Resumable and deterministic.
 
@@ -30,7 +31,7 @@ def pocket_build(
     from adamllm_ray.pocket.build import build
 
     with resumable(None):
-        _print_json(build(output, install=install))
+        _print_json(build(output, install=install, seed=seed))
 
 
 @pocket.command("synthesizer")

@@ -1,9 +1,7 @@
 """What each pocket model is trained on: examples made by step number, and the batches of them.
 
 Every example of step n depends on (recipe, n) only, so a build that was interrupted continues as if it had not been,
-and no example is ever kept in memory. Reading starts with captions of one fact and ends with four: a small language
-model finds out how to look a word up in the text before it when there is little to look through, and otherwise only
-learns the form (benchmarks/LOG.md).
+and no example is ever kept in memory. What comes before the first picture is in `marks`.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.pocket import language, world
 from adamllm_ray.pocket.architecture import IMAGE_SIDE
 from adamllm_ray.pocket.language import Fact
+from adamllm_ray.pocket.marks import HELD_OUT, KINDS, PICTURES, WORDS
 from adamllm_ray.synthesis.consistency import judge_prompt, label_ids
 from adamllm_ray.synthesis.prompts import CAPTION_REQUEST, caption_turns, hinted
 from adamllm_ray.training.batches import micro_batches
@@ -33,8 +32,6 @@ from adamllm_ray.training.conversations import (
 from adamllm_ray.training.wording import joined_answer, shipped_requests
 
 CAPTION_REQUESTS = shipped_requests()[:10]  # as many as a model of this size needs
-PICTURES = 12_000
-HELD_OUT = 1_000_000  # pictures from this number on are never trained on
 ANSWER_TOKENS = 1  # every value of a fact is one token
 QUESTIONS, LOOKS = 6, 5  # per text, per picture
 BLANK_SHARE = 0.1  # paper appendix F
@@ -71,11 +68,6 @@ class Curriculum:
     def __init__(self, chat: ChatFormat) -> None:
         self.chat = chat
         self._labels = label_ids(chat.tokenizer)
-
-    def text(self, random: Random, done: float) -> Example:
-        """Reading: a caption about anything, then short questions about it, which carry the loss."""
-        facts = world.text_facts(random)[: 1 if done < 0.2 else 2 if done < 0.4 else 3 if done < 0.6 else 4]
-        return self._reading(facts, random)
 
     def general(self, random: Random, done: float) -> Example:
         """What the base model is trained on: four pictures for each text."""
@@ -197,7 +189,8 @@ def vocabulary() -> list[str]:
             f"Question: {task.text}\nInformative answer: {task.informative}\nPrecise answer: {task.precise}\n"
             "Consistent: Yes No Open",
         ]
-    return texts + [CAPTION_REQUEST, *CAPTION_REQUESTS, "user", "assistant", "\n\n"] * 200
+    words = [" ".join(("", *words)) for words in (*WORDS.values(), KINDS.values())]
+    return texts + [CAPTION_REQUEST, *CAPTION_REQUESTS, "user", "assistant", "\n\n", *words] * 200
 
 
 class Steps:

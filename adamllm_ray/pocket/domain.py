@@ -24,7 +24,7 @@ from adamllm_ray.pocket.chips import CLIMATES, STRIDE_PX, WATERS, Chip, all_chip
 from adamllm_ray.pocket.language import Fact
 
 DEFAULT_PAIRS = 1600
-QUESTIONS_PER_ANSWER = 32  # of each (question type, answer), as far as the test region has them
+QUESTIONS_PER_ANSWER = 64  # of each (question type, answer), as far as the test region has them
 EASY = {"climate": 0.4, "land share": 0.4}  # types that mean colour nearly solves are asked less often
 ALSO_CLOSED = {"side", "count", "half"}  # kinds that are asked both openly and as yes/no
 NAMES = {
@@ -141,15 +141,23 @@ def _name(fact: Fact) -> tuple[str, str, str]:
 
 
 def _balanced(chips: Iterable[Chip], per_answer: int) -> list[DomainQuestion]:
-    groups: dict[tuple[str, str], list[DomainQuestion]] = {}
+    """As many questions of each (type, answer) as there are up to ``per_answer``; of those that ask about a value as
+
+    many with yes as with no, so that their text does not tell the answer.
+    """
+    groups: dict[tuple[str, str, str], list[DomainQuestion]] = {}
     for chip in sorted(chips, key=_test_order):
         for fact in chip.facts:
             for name, asked, choices in _ask(chip, fact):
-                group = groups.setdefault((name, asked.precise), [])
-                if len(group) < per_answer * EASY.get(name, 1):
+                group = groups.setdefault((name, asked.asked or "", asked.precise), [])
+                share = 2 / len(_values_of(fact)) if asked.asked else EASY.get(name, 1)
+                if len(group) < per_answer * share:
                     key = f"{chip.key}-{name.replace(', ', '-').replace(' ', '-').replace('/', '-')}"
                     picture = png(chip)
                     group.append(DomainQuestion(key, picture, asked.text, asked.precise, name, asked.kind, choices))
+    for (name, value, answer), group in groups.items():
+        if value:
+            del group[len(groups.get((name, value, "no" if answer == "yes" else "yes"), [])) :]
     return [question for key in sorted(groups) for question in groups[key]]
 
 
@@ -163,13 +171,18 @@ def _test_order(chip: Chip) -> tuple[bool, float]:
 def _ask(chip: Chip, fact: Fact) -> list[tuple[str, language.Question, tuple[str, ...]]]:
     """(type, question, choices) for a fact: the open form and, where there is one, a closed form."""
     name = NAMES[fact.kind, fact.noun]
-    choices = language.HALVES if fact.kind == "half" else fact.values
+    choices = _values_of(fact)
     asked = [(name, language.open_question(fact), choices)]
     if fact.kind in ALSO_CLOSED:
         true = uniform(_SEED, "closed", chip.key, fact.kind) < 0.5
         value = fact.value if true else fact.other(Random(f"{_SEED}-{chip.key}-{fact.kind}"))
         asked.append((f"{name}, yes/no", language.closed_question(fact, value), ("yes", "no")))
     return asked
+
+
+def _values_of(fact: Fact) -> tuple[str, ...]:
+    """All values that a question of this fact's kind may have for its answer."""
+    return language.HALVES if fact.kind == "half" else fact.values
 
 
 def _fact(kind: str, noun: str, value: str) -> Fact:
@@ -188,7 +201,7 @@ def _fact(kind: str, noun: str, value: str) -> Fact:
 def _questions_about(fact: Fact) -> list[language.Question]:
     asked = [language.open_question(fact)]
     if "sure" in language.styles(fact):
-        values = language.HALVES if fact.kind == "half" else fact.values
+        values = _values_of(fact)
         asked += [language.closed_question(fact, value) for value in values]
     return asked
 
@@ -198,7 +211,7 @@ def _says(informative: str, fact: Fact) -> bool:
     words = set(re.findall(r"[a-z]+", informative.lower()))
     if fact.kind == "island":
         return ("not" in words) == (fact.value == "no")
-    values = language.HALVES if fact.kind == "half" else fact.values
+    values = _values_of(fact)
     return fact.value in words and not words & (set(values) - {fact.value})
 
 

@@ -30,7 +30,7 @@ OPPOSITE = {
     "upper": "lower",
     "lower": "upper",
     "one": "two",
-    "two": "three",
+    "two": "one",
     "three": "four",
     "four": "three",
 }
@@ -150,7 +150,7 @@ def closed_question(fact: Fact, asked: str) -> Question:
     """The yes/no question that names a value."""
     text = {
         "side": f"Is the {fact.noun} on the {asked}?",
-        "count": f"Is the number of {fact.noun} areas {asked}?",
+        "count": f"Is there one {fact.noun} area?" if asked == "one" else f"Are there {asked} {fact.noun} areas?",
         "half": f"Is the {asked} half {fact.noun}?",
         "type": f"Is the {fact.noun} type {asked}?",
     }[fact.kind]
@@ -160,12 +160,17 @@ def closed_question(fact: Fact, asked: str) -> Question:
 def caption_and_task(facts: list[Fact], random: Random) -> tuple[str, Question]:
     """A caption over shuffled facts, and the seed task: a question about the fact that the caption leads with."""
     order = random.sample(facts, len(facts))
-    told = [(fact, random.choice(styles(fact)), fact.other(random)) for fact in order]
+    told = [(fact, _style(fact, random), fact.other(random)) for fact in order]
     caption = " ".join(sentence(*one) for one in told)
     fact, style, wrong = told[0]
     if style == "plain":
         return caption, open_question(fact)
     return caption, closed_question(fact, fact.value if style == "sure" else wrong)
+
+
+def _style(fact: Fact, random: Random) -> Style:
+    """Half of the captions are plain, so that no form of a question is by far the most frequent."""
+    return "plain" if "sure" not in styles(fact) or random.random() < 0.5 else random.choice(("sure", "not"))
 
 
 def any_question(fact: Fact, random: Random) -> Question:

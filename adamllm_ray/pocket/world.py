@@ -50,6 +50,7 @@ TYPES: dict[str, tuple[str, ...]] = {
     "cloth": ("cotton", "wool", "silk"),
     "wood": ("oak", "pine", "birch"),
 }
+KINDS = ("side", "count", "island", "half", "type", "share")
 _YY, _XX = np.mgrid[0:IMAGE_SIDE, 0:IMAGE_SIDE].astype(np.float32) / IMAGE_SIDE
 
 
@@ -88,25 +89,47 @@ def picture(seed: int) -> Picture:
 
 
 def text_facts(random: Random) -> list[Fact]:
-    """Three or four facts about random nouns; no picture."""
-    facts: list[Fact] = []
+    """Three or four facts about random nouns; no picture. In half of them only the noun tells which fact is meant."""
+    if random.random() < 0.5:
+        return paired_facts(random, 2)[: random.choice([3, 4])]
     nouns = random.sample(NOUNS, 4)
-    makers = random.sample(["side", "count", "island", "half", "type", "share"], random.choice([3, 4]))
-    for maker, noun in zip(makers, nouns, strict=False):
-        if maker == "side":
-            facts.append(language.side(noun, random.choice(regions.SIDES)))
-        elif maker == "count":
-            facts.append(language.count(noun, random.choice(regions.NUMBERS)))
-        elif maker == "island":
-            facts.append(language.island(noun, random.random() < 0.5))
-        elif maker == "half":
-            facts.append(language.half(random.choice(ADJECTIVES), random.choice(language.HALVES)))
-        elif maker == "share":
-            facts.append(language.share(noun, random.choice(regions.SHARES)))
-        else:
-            name = random.choice(list(TYPES))
-            facts.append(language.type_of(name, random.choice(TYPES[name]), TYPES[name]))
+    kinds = random.sample(KINDS, random.choice([3, 4]))
+    return [_any_fact(kind, noun, random) for kind, noun in zip(kinds, nouns, strict=False)]
+
+
+def paired_facts(random: Random, kinds: int) -> list[Fact]:
+    """So many kinds of facts, each about the same two nouns: which one is meant cannot be told by its kind."""
+    nouns = random.sample(NOUNS, 2)
+    told = random.sample(("side", "count", "island", "share"), kinds)
+    facts = [_any_fact(kind, noun, random) for kind in told for noun in nouns]
+    random.shuffle(facts)
     return facts
+
+
+def colour_facts(random: Random, colours: int) -> list[Fact]:
+    """All that could be true of a picture of so many colours; geometry is not asked whether it can be."""
+    facts = []
+    for noun in random.sample(list(COLOURS), colours):
+        facts += [_any_fact(kind, noun, random) for kind in ("side", "count", "island", "share")]
+    facts.append(language.type_of("pattern", random.choice(PATTERNS), PATTERNS))
+    if random.random() < 0.5:
+        facts.append(language.half(random.choice(("brighter", "darker")), random.choice(language.HALVES)))
+    return facts
+
+
+def _any_fact(kind: str, noun: str, random: Random) -> Fact:
+    if kind == "side":
+        return language.side(noun, random.choice(regions.SIDES))
+    if kind == "count":
+        return language.count(noun, random.choice(regions.NUMBERS))
+    if kind == "island":
+        return language.island(noun, random.random() < 0.5)
+    if kind == "share":
+        return language.share(noun, random.choice(regions.SHARES))
+    if kind == "half":
+        return language.half(random.choice(ADJECTIVES), random.choice(language.HALVES))
+    name = random.choice(list(TYPES))
+    return language.type_of(name, random.choice(TYPES[name]), TYPES[name])
 
 
 def _mask(random: np.random.Generator) -> regions.Mask:

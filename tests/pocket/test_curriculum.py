@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from adamllm_ray.models.chat import ChatFormat
+from adamllm_ray.pocket import world
 from adamllm_ray.pocket.architecture import build_processor, build_tokenizer
 from adamllm_ray.pocket.build import _section
 from adamllm_ray.pocket.curriculum import Curriculum, Steps, vocabulary
@@ -23,7 +24,7 @@ def school(tokenizer):
 
 
 def test_reading_has_no_loss_on_the_caption(school):
-    example = school.text(Random(0), 1.0)
+    example = school._reading(world.text_facts(Random(0)), Random(0))
     first = next(index for index, label in enumerate(example.labels) if label != IGNORE)
     given = school.chat.decode(example.ids[:first])
     assert given.count("assistant") == 2  # the caption's turn and the first answer's header are before any loss

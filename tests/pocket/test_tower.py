@@ -3,24 +3,25 @@
 import numpy as np
 import torch
 
-from adamllm_ray.pocket import tower, world
-from adamllm_ray.pocket.architecture import Size, build_vlm
+from adamllm_ray.pocket import marks, tower, world
+from adamllm_ray.pocket.architecture import Size, build_tokenizer, build_vlm
+from adamllm_ray.pocket.curriculum import vocabulary
 from adamllm_ray.training.conversations import IGNORE
 
 
 def test_patch_labels_follow_the_region():
     made = world.picture(11)
-    labels = tower.patch_labels(made, 5)
-    colours = {list(tower.HEADS["colour"])[value] for value in labels[:, 0]}
+    labels = marks.patch_labels(made)
+    colours = {list(marks.WORDS["colour"])[value] for value in labels[:, 0]}
     assert colours <= {made.front, made.back}
-    assert labels.shape == (25, len(tower.HEADS))
+    assert labels.shape == (25, len(marks.WORDS))
     assert (labels[:, 5] != IGNORE).all()
 
 
 def test_warmup_learns(tmp_path):
     model = build_vlm(100, Size(hidden=64, layers=1, mlp=64, vision_hidden=64, vision_layers=2))
     warmup = tower.TowerWarmup(model.model.vision_tower)
-    inputs = tower.tower_batch(np.arange(16), 5).inputs
+    inputs = tower.tower_batch(np.arange(16)).inputs
     optimizer = torch.optim.AdamW(warmup.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):
@@ -30,3 +31,21 @@ def test_warmup_learns(tmp_path):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.6 * losses[0]
+
+
+def test_a_mark_says_its_words():
+    tokenizer = build_tokenizer(vocabulary(), 1000)
+    aligned = tower.WordAlignment(build_vlm(len(tokenizer), Size()), tokenizer)
+    inputs = tower.tower_batch(np.arange(8)).inputs
+    stated = (inputs["targets"] != IGNORE).sum(-1)
+    wanted = aligned.marks(inputs["targets"])
+    # sums of unlike words: about as long as the root of their number
+    assert torch.allclose(wanted.norm(dim=-1) / aligned.length, stated.float().sqrt(), rtol=0.35)
+    assert all(
+        (read.argmax(-1) == said)[said != IGNORE].float().mean() > 0.9 for read, said in readings(aligned, inputs)
+    )
+
+
+def readings(aligned, inputs):
+    """(scores of a head on the perfect tokens, what they should say) of each head."""
+    return zip(aligned._read(aligned.marks(inputs["targets"])), inputs["targets"].unbind(-1), strict=True)
