@@ -104,6 +104,17 @@ def test_server_errors_are_tried_again(proxy: FaultProxy, undisturbed: tuple[lis
         assert proxy.requests <= 5 * undisturbed[1]
 
 
+def test_a_filesystem_does_not_tire_of_trying_again(proxy: FaultProxy) -> None:
+    """Reliability test 37: Arrow's "standard" strategy gives up for good after a hundred retries."""
+    section = S3Section(endpoint=proxy.url, region="us-east-1")
+    proxy.reset(lambda method, path, times: Fault(status=503) if times % 2 == 0 else None)
+    filesystem = s3.filesystem("runs", section)
+    sizes = {filesystem.get_file_info("runs/table/t.parquet").size for _ in range(130)}
+    assert len(sizes) == 1
+    assert None not in sizes
+    assert proxy.faults >= 130
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_hanging_cut_and_short_answers(proxy: FaultProxy, tmp_path: Path, kind: str) -> None:
     """Reliability test 38: tried again, and no truncated bytes accepted. 60 s is the longest any call may take."""
