@@ -56,9 +56,10 @@ def build(output: Path, *, install: bool = False, seed: int = 0) -> dict[str, An
     _part(output, "base", lambda folder: _make_base(folder, seed), seed)
     _part(output, "synthesizer", lambda folder: _make_synthesizer(folder, output / "base", seed), seed)
     _part(output, "judge", lambda folder: _make_judge(folder, output / "base", seed), seed)
-    from adamllm_ray.pocket.gates import measure
+    from adamllm_ray.pocket.gates import gates, measure
 
     figures = measure({name: output / name for name in MODELS})
+    figures["gates"] = gates(figures)
     figures["seed"] = seed
     figures["seconds"] = {
         name: json.loads((output / name / "done.json").read_text())["seconds"] for name in ("tower", *MODELS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -26,6 +26,26 @@ from adamllm_ray.synthesis.triplets import Triplet, TripletParser
 
 ENGINE = EngineSection(max_model_len=512, max_num_seqs=64, kv_cache_gib=0.5, cpus_per_replica=2)
 JUDGE = Path(__file__).parent / "weights" / "judge"
+
+# what a build must reach to be shipped: (name, figure, at least; or at most, where the name says so)
+GATES: tuple[tuple[str, Callable[[dict[str, Any]], float], float], ...] = (
+    ("base: right on general questions", lambda f: f["base"]["accuracy"], 0.80),
+    ("synthesizer: responses that parse", lambda f: f["synthesizer"]["parsed"], 0.80),
+    ("synthesizer: right in both answers", lambda f: f["synthesizer"]["right"], 0.60),
+    ("synthesizer: most common opening, at most", lambda f: f["synthesizer"]["most_common_type"], 0.40),
+    ("judge: Yes against No", lambda f: f["judge"]["yes_no_accuracy"], 0.90),
+    ("filter: gain in the right share", lambda f: f["filter"]["right_after"] - f["filter"]["right_before"], 0.15),
+)
+
+
+def gates(figures: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> figure, the limit, and whether it holds."""
+    found = {}
+    for name, figure, limit in GATES:
+        value = round(figure(figures), 3)
+        holds = value <= limit if name.endswith("at most") else value >= limit
+        found[name] = {"figure": value, "gate": limit, "holds": holds}
+    return found
 
 
 def measure(models: dict[str, Path]) -> dict[str, Any]:

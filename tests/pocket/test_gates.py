@@ -9,7 +9,9 @@ import pytest
 
 from adamllm_ray.models.checkpoint import resolve_model
 from adamllm_ray.pocket.build import MODELS, WEIGHTS
+from adamllm_ray.pocket.gates import gates
 
+MISSED: list[str] = []
 MARGIN = 0.15  # a sample of 60 or more against the figure of a few hundred: three standard errors and some
 
 
@@ -21,6 +23,12 @@ def figures():
 @pytest.mark.parametrize("name", MODELS)
 def test_shipped_models_are_usable_folders(name):
     assert resolve_model(f"pocket:{name}")
+
+
+def test_shipped_models_passed_their_gates(figures):
+    """Exactly those that docs/pocket.md says; a gate is never moved."""
+    assert figures["gates"] == gates(figures)
+    assert [name for name, one in figures["gates"].items() if not one["holds"]] == MISSED
 
 
 def in_a_process(call: str) -> dict[str, Any]:
