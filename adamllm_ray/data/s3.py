@@ -53,8 +53,8 @@ def filesystem(bucket: str, s3: S3Section) -> pafs.FileSystem:
         anonymous=s3.anonymous,
         connect_timeout=CONNECT_TIMEOUT_S,
         request_timeout=s3.request_timeout_s,
-        # not the "standard" one: through Arrow its quota is never refilled, and after a hundred retries in the life of a
-        # filesystem it tries nothing again
+        # not the "standard" one: through Arrow its quota is never refilled, and after a hundred retries in the life of
+        # a filesystem it tries nothing again
         retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=s3.attempts),
     )
 
