@@ -186,6 +186,8 @@ class _Member(tarfile.TarInfo):
             raise SourceError("it breaks off: the mark that ends a tar file is missing") from None
         except tarfile.TarError as error:
             raise SourceError(f"damaged header behind byte {tar.offset}: {error}") from error
+        except IndexError:  # tarfile's reader of the map of a sparse file, when the shard ends in it
+            raise SourceError(f"damaged header behind byte {tar.offset}: a sparse file's map breaks off") from None
         if tar.offset > tar.limit:  # tarfile would look for the next header block by block, for years if need be
             raise SourceError(tar.beyond)
         tar.complete = False
