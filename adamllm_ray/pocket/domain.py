@@ -141,9 +141,9 @@ def _name(fact: Fact) -> tuple[str, str, str]:
 
 
 def _balanced(chips: Iterable[Chip], per_answer: int) -> list[DomainQuestion]:
-    """As many questions of each (type, answer) as there are up to ``per_answer``; of those that ask about a value as
+    """At most ``per_answer`` questions of each (type, answer).
 
-    many with yes as with no, so that their text does not tell the answer.
+    Of those that name a value there are as many with yes as with no for each: their text does not tell the answer.
     """
     groups: dict[tuple[str, str, str], list[DomainQuestion]] = {}
     for chip in sorted(chips, key=_test_order):
