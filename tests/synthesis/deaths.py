@@ -1,5 +1,5 @@
-"""A synthesize stage in this process and somebody who kills things below it, for tests/synthesis/test_faults.py and
-benchmarks/recovery.py. Real raylets, real SIGKILL, fake engine."""
+"""A synthesize stage in this process and somebody who kills things below it, for test_faults.py, test_poison.py,
+faults/test_memory.py and benchmarks/recovery.py. Real raylets, real SIGKILL, fake engine."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from adamllm_ray.data.manifest import Manifest
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.synthesis.pipeline import synthesize
 from adamllm_ray.synthesis.watch import committed_rows
 from tests.raylets import environment, raylets
 from tests.synthesis.fakes import FakeMaker, asked_at, circles, config_for, processes, write_ingest
+from tests.synthesis.lives import short_folder
 
 BLOCK = 5
 REPLACED_S = 240.0  # for a dead replica to be replaced, on a machine that is busy with other things
@@ -35,6 +38,24 @@ def worker_nodes(number: int = 3) -> Iterator[None]:
 
     with environment(RAY_health_check_period_ms="1000"), raylets(number) as nodes:
         ray.init(address=nodes.address, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def quick_ray(**variables: str) -> Iterator[None]:
+    """A Ray of this process that starts dead actors again at once, with more of its environment variables."""
+    import ray
+
+    from adamllm_ray.ray_runtime import prepare_environment, start_local
+
+    # Ray's pauses after a death, which are for lost machines: 4 s and more (decision 0045)
+    quick = {"RAY_task_actor_unavailable_retry_delay_base_ms": "100"}
+    prepare_environment()
+    with short_folder() as folder, environment(**quick, **variables):
+        start_local(num_cpus=6, object_store_memory=200 << 20, logging_level="warning", _temp_dir=str(folder))
         try:
             yield
         finally:
@@ -76,6 +97,13 @@ class Job:
         assert sorted(self.stage.row_ids()) == sorted(self.ids)
         assert manifest.verdicts == {"kept": len(self.ids)}
         return manifest
+
+    def kept(self) -> dict[str, str]:
+        """The answer of each kept task, by id. The engines are fakes: it tells the row that they were asked for."""
+        files = self.stage.parquet_files()
+        tables = [pq.read_table(file, columns=["id", "task_verdict", "precise"], partitioning=None) for file in files]
+        rows = [row for table in tables for row in table.to_pylist()]
+        return {row["id"]: row["precise"] for row in rows if row["task_verdict"] == "kept"}
 
     def asked_twice(self) -> int:
         """Rows that an engine was asked for more than once, counted once per time too many."""

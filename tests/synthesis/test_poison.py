@@ -1,6 +1,6 @@
 """A row that kills its replica, in units: the counting, who is asked beside whom, and what is done without a record.
 
-Below them the same with a real Ray and real deaths: by SIGKILL, and by Ray's own guard of a machine's memory.
+Below them the same with a real Ray and real deaths by SIGKILL; those by Ray's guard of memory: faults/test_memory.py.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,13 +24,9 @@ from adamllm_ray.synthesis.engine import Completion, Request, SamplingSpec
 from adamllm_ray.synthesis.pipeline import synthesize
 from adamllm_ray.synthesis.poison import Attendance, Begun, DeathRecord, Turns, rounds
 from adamllm_ray.synthesis.redrive import redrive
-from tests.raylets import environment
-from tests.synthesis.deaths import BLOCK, Job
-from tests.synthesis.fakes import FakeEngine, FakeMaker, asked_rows, config_for, number_of, requests_in
-from tests.synthesis.lives import short_folder
+from tests.synthesis.deaths import BLOCK, Job, quick_ray
+from tests.synthesis.fakes import FakeEngine, FakeMaker, config_for, number_of, requests_in
 from tests.synthesis.test_actors import batch
-
-GIB = 1 << 30
 
 
 def deaths_of(record: DeathRecord, life: str, *rows: str) -> dict[str, int]:
@@ -299,35 +294,15 @@ def test_the_record_costs_few_messages(make: Callable[..., Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def memory_to_take() -> Iterator[int]:
-    """A Ray that kills when this machine has a few GiB less than now; how much a process must take for that, or 0."""
-    import ray
-
-    from adamllm_ray.ray_runtime import prepare_environment, start_local
-
-    memory = psutil.virtual_memory()
-    room = min(3 * GIB, memory.available // 4)
-    limit = (memory.total - memory.available + room) / memory.total if room >= 2 * GIB else 0.95
-    guard = {"RAY_memory_usage_threshold": f"{limit:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
-    # Ray's pauses after a death, which are for lost machines: 4 s and more (decision 0045)
-    quick = {"RAY_task_actor_unavailable_retry_delay_base_ms": "100"}
-    prepare_environment()
-    with short_folder() as folder, environment(**guard, **quick):
-        start_local(num_cpus=6, object_store_memory=200 << 20, logging_level="warning", _temp_dir=str(folder))
-        yield 2 * room if limit < 0.95 else 0
-        ray.shutdown()
+def local_ray() -> Iterator[None]:
+    """A Ray that is not afraid for the machine's memory: what its neighbours take must not kill replicas here."""
+    with quick_ray(RAY_memory_monitor_refresh_ms="0"):
+        yield
 
 
 @pytest.fixture
-def job(memory_to_take: int, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path) -> Callable[[int], Job]:
+def job(local_ray: None, tmp_path: Path, tiny_vlm: Path, tiny_judge: Path) -> Callable[[int], Job]:
     return lambda rows: Job(tmp_path, tiny_vlm, tiny_judge, rows)
-
-
-def kept(files: Sequence[str]) -> dict[str, str]:
-    """The answer of each kept task, by id. The engines are fakes: it tells the row that they were asked for."""
-    tables = [pq.read_table(file, columns=["id", "task_verdict", "precise"], partitioning=None) for file in files]
-    rows = [row for table in tables for row in table.to_pylist()]
-    return {row["id"]: row["precise"] for row in rows if row["task_verdict"] == "kept"}
 
 
 @pytest.mark.slow
@@ -341,14 +316,14 @@ def test_rows_that_kill_their_replicas_fail_and_no_others(job: Callable[[int], J
     maker = replace(work.maker, deadly=deadly, deadly_to_judge=(for_judge,))
     manifest = synthesize(work.config, work.run, engine_maker=maker)
     assert manifest.verdicts == {"kept": 67, "engine_died": 3}
-    tasks = kept(work.stage.parquet_files())
+    tasks = work.kept()
     assert tasks == {row: f"circle {number_of(row)}" for row in work.ids if row not in (*deadly, for_judge)}
     asked = {role: Counter(row for _, row, _ in requests_in(maker.log, role)) for role in ("synthesizer", "judge")}
     assert [asked["synthesizer"][row] for row in deadly] + [asked["judge"][for_judge]] == [3, 3, 3]
     assert deadly[0] not in asked["judge"]
     again = redrive(work.config, work.run, ["engine_died"], engine_maker=work.maker)  # the cause removed
     assert (again.before, again.after) == ({"engine_died": 3}, {"kept": 3})
-    assert kept(work.stage.parquet_files()) == {row: f"circle {number_of(row)}" for row in work.ids}
+    assert work.kept() == {row: f"circle {number_of(row)}" for row in work.ids}
 
 
 @pytest.mark.slow
@@ -363,18 +338,3 @@ def test_an_engine_that_survives_no_row_ends_the_job(job: Callable[[int], Job]) 
     assert caught.value.exit_code == 75
     assert work.stage.manifest() is None
     work.go()
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_row_that_takes_all_memory(job: Callable[[int], Job], memory_to_take: int) -> None:
-    """Ray's own guard kills who took it last, and perhaps who is beside it."""
-    if not memory_to_take:
-        pytest.skip("needs 8 GiB of free memory, so that nothing else on this machine is in danger")
-    work = job(40)
-    hungry = work.ids[22]
-    maker = replace(work.maker, hungry=hungry, most_bytes=memory_to_take)
-    manifest = synthesize(work.config, work.run, engine_maker=maker)
-    assert manifest.verdicts == {"kept": 39, "engine_died": 1}
-    assert kept(work.stage.parquet_files()).keys() == {*work.ids} - {hungry}
-    assert asked_rows(maker.log).count(hungry) == 3
