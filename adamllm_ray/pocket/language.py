@@ -12,6 +12,7 @@ This is what makes greedy decoding (the paper's setting) write many kinds of que
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -159,8 +160,12 @@ def closed_question(fact: Fact, asked: str) -> Question:
 
 def caption_and_task(facts: list[Fact], random: Random) -> tuple[str, Question]:
     """A caption over shuffled facts, and the seed task: a question about the fact that the caption leads with."""
-    order = random.sample(facts, len(facts))
-    told = [(fact, _style(fact, random), fact.other(random)) for fact in order]
+    return caption_in_order(random.sample(facts, len(facts)), random)
+
+
+def caption_in_order(facts: Sequence[Fact], random: Random) -> tuple[str, Question]:
+    """`caption_and_task` with the facts in the order in which they are."""
+    told = [(fact, _style(fact, random), fact.other(random)) for fact in facts]
     caption = " ".join(sentence(*one) for one in told)
     fact, style, wrong = told[0]
     if style == "plain":

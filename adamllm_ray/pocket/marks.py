@@ -30,7 +30,7 @@ from adamllm_ray.training.collate import PAD_MULTIPLE, Batch
 from adamllm_ray.training.conversations import IGNORE, conversation_example
 
 GRID = 5  # patches a side
-PICTURES = 12_000
+PICTURES = 20_000
 HELD_OUT = 1_000_000  # pictures from this number on are never trained on
 Labels = NDArray[np.int64]
 WORDS: dict[str, tuple[str, ...]] = {
@@ -46,7 +46,7 @@ LIGHTS = dict(zip(language.HALVES, WORDS["light"][1:], strict=True))
 KINDS = {"side": "side", "count": "number", "island": "island", "share": "much", "type": "type", "half": "half"}
 LOOKUPS = 28  # per example of recall
 QUESTIONS = 10
-TEXT_SHARE, MADE_UP_SHARE = 0.3, 0.35  # of the examples; the rest are general pictures
+TEXT_SHARE, MADE_UP_SHARE = 0.4, 0.3  # of the examples; the rest are general pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class MarkSchool:
 
     def _asked(self, before: list[Turn], marks: list[list[int]], facts: list[Fact], random: Random) -> Marked:
         turns = list(before)
-        for fact in random.choices(facts, k=QUESTIONS):
+        for fact in world.asked_about(facts, QUESTIONS, random):
             question = language.any_question(fact, random)
             turns += [Turn("user", question.text), Turn("assistant", question.precise)]
         if marks:

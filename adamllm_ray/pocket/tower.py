@@ -25,6 +25,8 @@ from adamllm_ray.training.conversations import IGNORE
 
 FEATURE_LAYER = -2  # the layer LLaVA-NeXT reads (vision_feature_layer)
 BATCH = 128
+RARITY = 0.7  # 0: every patch counts the same, 1: every value does
+RARE = 20  # patches of a batch; a value that has fewer weighs no more than one that has so many
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # CLIP's, as in the image processor
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
 
@@ -97,11 +99,18 @@ def _features(tower: Any, pixel_values: Tensor) -> Tensor:
 
 
 def _heads_loss(logits: list[Tensor], targets: Tensor) -> Tensor:
-    losses = [
-        nn.functional.cross_entropy(one.flatten(0, 1), targets[..., number].flatten(), ignore_index=IGNORE)
-        for number, one in enumerate(logits)
-    ]
+    losses = []
+    for number, one in enumerate(logits):
+        said = targets[..., number].flatten()
+        weights = _rarity(said, one.shape[-1])
+        losses.append(nn.functional.cross_entropy(one.flatten(0, 1), said, weights, ignore_index=IGNORE))
     return torch.stack(losses).sum()
+
+
+def _rarity(said: Tensor, values: int) -> Tensor:
+    """Weights of a head's values: nine in ten patches are of a region in one part, and a tower could leave it at that."""
+    times = torch.bincount(said[said != IGNORE], minlength=values).clamp(min=RARE).float()
+    return (times.sum() / times) ** RARITY
 
 
 @torch.no_grad()

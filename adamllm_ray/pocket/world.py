@@ -8,6 +8,7 @@ water and land *look like* from above is exactly what post-training has to teach
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -51,6 +52,9 @@ TYPES: dict[str, tuple[str, ...]] = {
     "wood": ("oak", "pine", "birch"),
 }
 KINDS = ("side", "count", "island", "half", "type", "share")
+SUBJECTS: dict[str, tuple[str, ...]] = {"half": ADJECTIVES, "type": tuple(TYPES)}  # of other kinds: NOUNS
+ASKED = {"half": 3.0, "count": 2.0}  # how much more often than others: kinds that take longest to learn
+DULL_LEFT_OUT = 0.4  # of the pictures in which nothing has more than one part
 _YY, _XX = np.mgrid[0:IMAGE_SIDE, 0:IMAGE_SIDE].astype(np.float32) / IMAGE_SIDE
 
 
@@ -83,27 +87,40 @@ def picture(seed: int) -> Picture:
         pattern = PATTERNS[random.integers(len(PATTERNS))]
         light = _light(random)
         facts = _facts(mask, front, back, pattern, light, random)
-        if len(facts) >= 3:
+        dull = all(fact.value == "one" for fact in facts if fact.kind == "count")
+        if len(facts) >= 3 and not (dull and random.random() < DULL_LEFT_OUT):
             pixels = _paint(mask, front, back, pattern, light, random)
             return Picture(pixels, tuple(facts), mask, front, back, light[0] if light else None)
 
 
 def text_facts(random: Random) -> list[Fact]:
-    """Three or four facts about random nouns; no picture. In half of them only the noun tells which fact is meant."""
+    """Three or four facts about random nouns; no picture. In half of them only the noun tells which fact is meant.
+
+    Every second one has a type of something in it, which has the most words to copy.
+    """
     if random.random() < 0.5:
         return paired_facts(random, 2)[: random.choice([3, 4])]
-    nouns = random.sample(NOUNS, 4)
-    kinds = random.sample(KINDS, random.choice([3, 4]))
-    return [_any_fact(kind, noun, random) for kind, noun in zip(kinds, nouns, strict=False)]
+    return [fact for kind in _kinds(random, random.choice([3, 4])) for fact in _facts_of(kind, 1, random)]
 
 
 def paired_facts(random: Random, kinds: int) -> list[Fact]:
-    """So many kinds of facts, each about the same two nouns: which one is meant cannot be told by its kind."""
+    """So many kinds of facts, each about two nouns: which one is meant cannot be told by its kind."""
     nouns = random.sample(NOUNS, 2)
-    told = random.sample(("side", "count", "island", "share"), kinds)
-    facts = [_any_fact(kind, noun, random) for kind in told for noun in nouns]
+    facts = [fact for kind in _kinds(random, kinds) for fact in _facts_of(kind, 2, random, nouns)]
     random.shuffle(facts)
     return facts
+
+
+def _kinds(random: Random, number: int) -> list[str]:
+    kinds = random.sample([kind for kind in KINDS if kind != "type"], number)
+    if random.random() < 0.5:
+        kinds[random.randrange(number)] = "type"
+    return kinds
+
+
+def _facts_of(kind: str, number: int, random: Random, nouns: Sequence[str] = NOUNS) -> list[Fact]:
+    """So many facts of a kind about different things, ``nouns`` where the kind has no subjects of its own."""
+    return [_any_fact(kind, noun, random) for noun in random.sample(SUBJECTS.get(kind, nouns), number)]
 
 
 def colour_facts(random: Random, colours: int) -> list[Fact]:
@@ -117,6 +134,11 @@ def colour_facts(random: Random, colours: int) -> list[Fact]:
     return facts
 
 
+def asked_about(facts: Sequence[Fact], number: int, random: Random) -> list[Fact]:
+    """So many of the facts to ask about, with replacement; hard kinds more often."""
+    return random.choices(facts, [ASKED.get(fact.kind, 1.0) for fact in facts], k=number)
+
+
 def _any_fact(kind: str, noun: str, random: Random) -> Fact:
     if kind == "side":
         return language.side(noun, random.choice(regions.SIDES))
@@ -127,9 +149,8 @@ def _any_fact(kind: str, noun: str, random: Random) -> Fact:
     if kind == "share":
         return language.share(noun, random.choice(regions.SHARES))
     if kind == "half":
-        return language.half(random.choice(ADJECTIVES), random.choice(language.HALVES))
-    name = random.choice(list(TYPES))
-    return language.type_of(name, random.choice(TYPES[name]), TYPES[name])
+        return language.half(noun, random.choice(language.HALVES))
+    return language.type_of(noun, random.choice(TYPES[noun]), TYPES[noun])
 
 
 def _mask(random: np.random.Generator) -> regions.Mask:
@@ -140,7 +161,7 @@ def _mask(random: np.random.Generator) -> regions.Mask:
         angle = random.choice([0, 0.5, 1.0, 1.5]) * np.pi + random.uniform(-0.5, 0.5)
         slope = (_XX - 0.5) * np.cos(angle) + (_YY - 0.5) * np.sin(angle)
         return slope * 2.2 + rough * 0.7 > random.uniform(-0.7, 0.7)
-    parts = int(random.choice([1, 2, 3, 4]))
+    parts = int(random.choice([1, 2, 3, 3, 4, 4]))  # some will touch
     blobs = np.full((IMAGE_SIDE, IMAGE_SIDE), -1.0, np.float32)
     for _ in range(parts):
         y, x = random.uniform(0.0 if shape == 2 else 0.15, 1.0 if shape == 2 else 0.85, 2)
@@ -162,7 +183,7 @@ def _noise(random: np.random.Generator, cells: int) -> Field:
 
 
 def _light(random: np.random.Generator) -> tuple[str, float] | None:
-    if random.random() < 0.6:
+    if random.random() < 0.5:
         return None
     return language.HALVES[random.integers(4)], float(random.uniform(0.35, 0.6))
 
