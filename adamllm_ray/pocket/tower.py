@@ -108,7 +108,7 @@ def _heads_loss(logits: list[Tensor], targets: Tensor) -> Tensor:
 
 
 def _rarity(said: Tensor, values: int) -> Tensor:
-    """Weights of a head's values: nine in ten patches are of a region in one part, and a tower could leave it at that."""
+    """Weights of a head's values: nine of ten patches are of a region in one part, and a tower might always say so."""
     times = torch.bincount(said[said != IGNORE], minlength=values).clamp(min=RARE).float()
     return (times.sum() / times) ** RARITY
 

@@ -3,6 +3,7 @@
 import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adamllm_ray.config import load_config, parse_config
@@ -62,13 +63,42 @@ def test_check_triplet_knows_right_from_wrong(pairs):
     assert domain.check_triplet(pairs[0].meta, "What is for lunch?", "Soup.", "soup") is None
 
 
+def test_captions_tell_rare_facts_first(pairs):
+    """Of what one caption may say of the land, that it is an island is told before that it is in one part."""
+    places = {("island", "yes"): [], ("count", "one"): []}
+    for pair in pairs:
+        for fact in domain.facts_from(pair.meta):
+            if (fact.kind, fact.value) in places and fact.noun == "land":
+                said = [language.sentence(fact, "plain"), language.sentence(fact, "sure").split(",")[0].rstrip(".")]
+                found = [pair.caption.find(one) for one in said if one in pair.caption]
+                places[fact.kind, fact.value] += [min(found) / len(pair.caption)] if found else []
+    rare, common = places.values()
+    assert len(rare) > 2
+    assert sum(rare) / len(rare) < sum(common) / len(common)
+
+
+def test_relief_lights_the_land_and_not_the_water():
+    generator = np.random.default_rng(1)
+    pixels = generator.integers(0, 100, (60, 60, 3)).astype(np.uint8)
+    land = np.zeros((60, 60), bool)
+    land[:, :30] = True
+    shades = np.full((60, 60), 200, np.uint8)
+    shades[:30] = 180
+    lit = chips._lit(pixels, shades, land)
+    assert np.array_equal(lit[:, 29:], pixels[:, 29:])  # water, and the shore
+    assert (lit[:30, :29] <= pixels[:30, :29]).all()
+    assert (lit[30:, :29] >= pixels[30:, :29]).all()
+    assert lit[:30, :29].mean() < 0.75 * pixels[:30, :29].mean()
+    assert np.array_equal(chips._lit(pixels, shades, ~land & land), pixels)
+
+
 @pytest.mark.timeout(120)
 def test_questions_are_balanced_and_answerable():
     questions = list(domain.benchmark_questions())
     assert len({question.id for question in questions}) == len(questions)
     assert {question.type for question in questions} >= set(domain.NAMES.values())
     assert all(question.answer in question.choices for question in questions)
-    closed = [question for question in questions if question.type.endswith("yes/no")]
+    closed = [question for question in questions if question.answer in ("yes", "no")]
     said = {text: [one.answer for one in closed if one.question == text] for text in {one.question for one in closed}}
     assert len(said) > 8
     assert all(answers.count("yes") == answers.count("no") > 0 for answers in said.values())

@@ -18,6 +18,13 @@ def test_patch_labels_follow_the_region():
     assert (labels[:, 5] != IGNORE).all()
 
 
+def test_rare_values_weigh_more_and_not_without_limit():
+    said = torch.tensor([0] * 900 + [1] * 100 + [IGNORE] * 50)
+    weights = tower._rarity(said, 3)
+    assert weights[1] / weights[0] == (torch.tensor(9.0) ** tower.RARITY)
+    assert weights[2] / weights[1] == (torch.tensor(100 / tower.RARE) ** tower.RARITY)  # said by none
+
+
 def test_warmup_learns(tmp_path):
     model = build_vlm(100, Size(hidden=64, layers=1, mlp=64, vision_hidden=64, vision_layers=2))
     warmup = tower.TowerWarmup(model.model.vision_tower)

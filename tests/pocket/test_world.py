@@ -1,8 +1,10 @@
 """General pictures: deterministic, and their facts hold on the mask they were painted from."""
 
+from random import Random
+
 import numpy as np
 
-from adamllm_ray.pocket import regions, world
+from adamllm_ray.pocket import language, regions, world
 
 
 def test_a_picture_depends_on_its_number_only():
@@ -21,6 +23,21 @@ def test_facts_are_true_of_the_regions():
                 assert getattr(regions, fact.kind)(masks[fact.noun]) == fact.value
         assert made.pixels.shape == (60, 60, 3)
         assert made.pixels.dtype == np.uint8
+
+
+def test_types_are_read_about_in_every_second_text():
+    texts = [world.text_facts(Random(seed)) for seed in range(400)]
+    assert 0.4 < sum(any(fact.kind == "type" for fact in facts) for facts in texts) / 400 < 0.6
+    for facts in texts:
+        assert 3 <= len(facts) <= 4
+        assert all(fact.value in fact.values for fact in facts)
+        assert len({(fact.kind, fact.noun) for fact in facts}) == len(facts)
+
+
+def test_hard_kinds_are_asked_about_more_often():
+    facts = [language.side("water", "left"), language.half("higher", "upper")]
+    asked = world.asked_about(facts, 2000, Random(0))
+    assert sum(fact.kind == "half" for fact in asked) > 1300
 
 
 def test_no_word_of_the_general_world_comes_with_a_satellite_picture():
