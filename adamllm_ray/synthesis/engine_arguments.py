@@ -83,6 +83,9 @@ def _device(settings: EngineSection) -> dict[str, Any]:
             "dtype": "float32" if settings.dtype == "auto" else settings.dtype,
             "enforce_eager": True,  # compiling takes minutes on a CPU
             "kv_cache_memory_bytes": int(settings.kv_cache_gib * 2**30),
+            # a prompt that a step cuts in two is sampled once too often, and vLLM 0.32 winds that request's random
+            # generator back in a way that only GPUs have: the engine died of it (temperature > 0, many slots)
+            "enable_chunked_prefill": False,
         }
     arguments: dict[str, Any] = {
         "tensor_parallel_size": settings.tensor_parallel,

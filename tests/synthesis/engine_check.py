@@ -18,7 +18,8 @@ GREEDY = SamplingSpec(12, logprobs=0)
 
 
 def main(model: str, adapter: str | None, core: str) -> None:
-    settings = EngineSection(max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05, lora=adapter)
+    budget = {"max_num_batched_tokens": 128}  # two of the wide prompts and a part of the third
+    settings = EngineSection(max_model_len=128, max_num_seqs=4, kv_cache_gib=0.05, lora=adapter, extra=budget)
     engine = Engine(model, settings, in_process=core == "in-process")
     print(json.dumps(asyncio.run(ask(engine))))
     engine.close()
@@ -30,6 +31,7 @@ async def ask(engine: Engine) -> dict[str, Any]:
     requests = [
         *(Request(f"greedy-{number}", PROMPT) for number in range(7)),
         *(Request(f"sampled-{number}", PROMPT, sampling=each) for number, each in enumerate(sampled)),
+        *(Request(f"wide-{number}", [1, *[20 + number] * 59], sampling=sampled[0]) for number in range(4)),
         Request("long", [7] * 400),
         Request("unknown", [1, 10**6]),
         Request("short", PROMPT, sampling=SamplingSpec(2)),

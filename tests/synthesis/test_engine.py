@@ -54,11 +54,12 @@ def test_adapter_and_sampling_of_each_request(tiny_judge: Path, adapter: tuple[P
     assert answers["short"] == merged[:2]
     assert found["mean_logprobs"]["short"] is None
     assert all(value < 0 for name, value in found["mean_logprobs"].items() if name != "short")
-    assert found["prompt_tokens"] == [len(PROMPT)]
+    assert found["prompt_tokens"] == [len(PROMPT), 60]
     assert found["errors"].keys() == {"long", "unknown"}
     assert found["errors"]["long"][1]
     assert not found["errors"]["unknown"][1]
-    expected = {"rows": 13, "errors": 2, "in_flight": 0, "generated_tokens": 10 * 12 + 2}
+    assert all(len(answers[f"wide-{number}"]) == 12 for number in range(4))  # sampled, and more than a step's tokens
+    expected = {"rows": 17, "errors": 2, "in_flight": 0, "generated_tokens": 14 * 12 + 2}
     assert expected.items() <= found["totals"].items()
 
 
