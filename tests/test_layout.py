@@ -129,7 +129,6 @@ TESTED_WITH_A_NEIGHBOUR = {
     "evaluation/tasks/vqa_rad.py": "evaluation/tasks/test_layout.py",
     "models/families.py": "training/test_parts.py",
     "pocket/command.py": "test_cli.py",
-    "pocket/seeds.py": "training/seed/test_build.py",
     "pocket/standins.py": "pocket/test_rehearsal.py",
     "publish/card.py": "publish/test_dataset.py",
     "pocket/architecture.py": "pocket/test_curriculum.py",
