@@ -30,8 +30,8 @@ $(VENV)/.ready: $(REQUIREMENTS) requirements/uv.txt requirements/build.txt pypro
 
 quickstart: setup ## Run the whole method on satellite chips. FULL=1 tunes the synthesizer first.
 ifeq ($(FULL),1)
-	$(BIN)/adamllm pocket synthesizer runs/quickstart-synthesizer
-	$(BIN)/adamllm run $(QUICKSTART) --set models.synthesizer=runs/quickstart-synthesizer --set run.output=runs/quickstart-full
+	$(BIN)/adamllm pocket seed runs/seed --images 4000
+	$(BIN)/adamllm run jobs/configs/quickstart_tuned.yaml
 else
 	$(BIN)/adamllm run $(QUICKSTART)
 endif

@@ -70,16 +70,6 @@ def build(output: Path, *, install: bool = False, seed: int = 0) -> dict[str, An
     return figures
 
 
-def tune_synthesizer(output: Path) -> dict[str, Any]:
-    """Tune a synthesizer from the shipped base model, as ``build`` does. Returns its figures."""
-    _prepare()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _part(output.parent, output.name, lambda folder: _make_synthesizer(folder, WEIGHTS / "base", 0))
-    from adamllm_ray.pocket.gates import measure_synthesizer
-
-    return measure_synthesizer(output)
-
-
 def _prepare() -> None:
     prepare_environment()
     import torch

@@ -34,26 +34,14 @@ def pocket_build(
         _print_json(build(output, install=install, seed=seed))
 
 
-@pocket.command("synthesizer")
-def pocket_synthesizer(
-    output: Annotated[Path, typer.Argument(help="Where to write the tuned synthesizer.")],
-) -> None:
-    """Tune a synthesizer from the shipped base model on general seed data (what `make quickstart FULL=1` does first).
-
-    Example:  adamllm pocket synthesizer runs/synthesizer
-    """
-    from adamllm_ray.pocket.build import tune_synthesizer
-
-    with resumable(None):
-        _print_json(tune_synthesizer(output))
-
-
 @pocket.command("seed")
 def pocket_seed(
     output: Annotated[Path, typer.Argument(help="Folder to write three JSON files and images/ to.")],
     images: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 2000,
 ) -> None:
     """Write seed files of the pocket world, for `adamllm seed`.
+
+    `make quickstart FULL=1` tunes a synthesizer on 4,000 of them.
 
     Example:  adamllm pocket seed runs/seed --images 500
     """
