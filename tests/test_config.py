@@ -75,6 +75,8 @@ def test_all_problems_are_told_at_once() -> None:
         ("training", "zero_stage", 4),
         ("training", "keep_checkpoints", 1),
         ("training", "betas", [0.9]),
+        ("training", "betas", [0.9, 1.0]),
+        ("training", "betas", [0.9, float("nan")]),
         ("data", "max_caption_chars", -1),
         ("data", "max_failed_share", float("nan")),
         ("data", "path", 3),

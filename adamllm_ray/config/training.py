@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from adamllm_ray.config.fields import Count, Positive, Section, Share, Weight
+from adamllm_ray.config.fields import Count, Decay, Positive, Section, Share, Weight
 
 # Keys of DeepSpeed's own configuration that would contradict fields of this section, and those fields.
 _OURS = {
@@ -128,7 +128,7 @@ class TrainingSection(Section):
     warmup_share: Share = 0.03
     min_lr_share: Share = 0.0
     weight_decay: Weight = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     clip_norm: Positive = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from adamllm_ray.config.evaluation import TaskSection
-from adamllm_ray.config.fields import Count, Positive, Section, Share
+from adamllm_ray.config.fields import Count, Finite, Positive, Section, Share
 
 FORMS = ("both", "caption", "task")  # what a record of the run can become
 REPLAY = "replay:"  # before the name of a source of mixture.replay
@@ -41,8 +41,8 @@ class SourceBounds(Section):
 class FieldRange(Section):
     """Which values a field of the configuration may take: a range, or a list."""
 
-    low: float | None = None
-    high: float | None = None
+    low: Finite | None = None
+    high: Finite | None = None
     log: bool = Field(default=False, description="Search the logarithm: for learning rates.")
     integer: bool = Field(default=False, description="Whole numbers only, both ends included.")
     values: list[Scalar] | None = Field(default=None, description="Instead of a range.")
