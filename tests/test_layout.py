@@ -80,7 +80,7 @@ def test_verbs_of_the_command_line():
 
     command = get_command(app)
     assert sorted(command.commands) == VERBS
-    assert sorted(command.commands["pocket"].commands) == ["build", "seed", "synthesizer"]
+    assert sorted(command.commands["pocket"].commands) == ["build", "seed"]
 
 
 TESTED_WITH_A_NEIGHBOUR = {
