@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from adamllm_ray.config import RunConfig, parse_config
+from adamllm_ray.config import RunConfig, load_config
 from adamllm_ray.data.run import RunFolder
 from adamllm_ray.evaluation.intervals import wilson_interval
 from adamllm_ray.models.checkpoint import resolve_model
@@ -23,19 +23,9 @@ from adamllm_ray.pocket.gates import judged_tasks
 from adamllm_ray.pocket.seeds import write_seed
 from adamllm_ray.training.seed.build import seed
 from adamllm_ray.training.trainer import synthesizer
-from benchmarks.measure import finish, say
+from benchmarks.measure import ROOT, finish, say
 
-TRAINING = {
-    "epochs": 4,
-    "global_batch": 24,
-    "micro_batch": 24,
-    "max_length": 1024,
-    "learning_rate": 7e-4,
-    "weight_decay": 0.05,
-    "betas": [0.9, 0.98],
-    "precision": "fp32",
-    "vision_tower": {"learning_rate": 1e-4},
-}
+CONFIG = ROOT / "jobs" / "configs" / "quickstart_tuned.yaml"  # how it is tuned
 
 
 def main() -> None:
@@ -56,8 +46,8 @@ def main() -> None:
 
 
 def config_of(output: Path, files: dict[str, str], blank_share: float) -> RunConfig:
-    section = files | {"blank_share": blank_share, "training": TRAINING}
-    return parse_config({"run": {"output": str(output)}, "seed": section, "models": {"synthesizer": "tuned"}})
+    seed_files = [f"seed.{name}={path}" for name, path in files.items()]
+    return load_config(CONFIG, [f"run.output={output}", f"seed.blank_share={blank_share}", *seed_files])
 
 
 def tuned(config: RunConfig) -> str:

@@ -178,6 +178,15 @@ def test_weights_in_the_package_are_small_and_safe():
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja"}
 
 
+def test_the_tuned_quickstart_differs_in_its_synthesizer_alone():
+    from adamllm_ray.config import load_config
+
+    plain, tuned = (load_config(ROOT / "jobs" / "configs" / f"quickstart{end}.yaml") for end in ("", "_tuned"))
+    differ = {name for name in type(plain).model_fields if getattr(plain, name) != getattr(tuned, name)}
+    assert differ == {"run", "models", "seed"}
+    assert tuned.models == plain.models.model_copy(update={"synthesizer": "runs/quickstart-tuned/synthesizer/model"})
+
+
 def test_every_shipped_configuration_is_valid():
     from adamllm_ray.config import load_config
 

@@ -34,12 +34,9 @@ def finished(runs: Runs) -> dict[str, int]:
     return verdicts
 
 
-def test_twelve_deaths_and_starts_at_once(runs: Runs) -> None:
-    """Reliability test 2: each start meets the orphans of the last; none of them writes a row late.
-
-    Twenty of them, as `benchmarks/recovery.py` has, take a quarter of an hour on a busy machine.
-    """
-    rows, deaths = 250, 12
+def test_twenty_deaths_and_starts_at_once(runs: Runs) -> None:
+    """Reliability test 2: each start meets the orphans of the last; none of them writes a row late. 20 of 20."""
+    rows, deaths = 400, 20
     write_ingest(runs.run, circles(rows))
     ids, done = runs.run.stage("ingest").row_ids(), [0]
     lives: list[Life] = []
@@ -57,7 +54,7 @@ def test_twelve_deaths_and_starts_at_once(runs: Runs) -> None:
         asked = life.asked()
         assert len(asked) == len(set(asked)) <= rows - before
         assert len(asked) - (after - before) <= IN_FLIGHT_EVERYWHERE
-    assert len(lives) >= 8, "too few of them could be killed"
+    assert len(lives) >= 10, "too few of them could be killed"
 
 
 def test_repeated_rows_are_not_taken_for_finished_ones(runs: Runs) -> None:
