@@ -25,6 +25,7 @@ PAD, BOS, EOS, _, _, EOT, IMAGE = range(len(SPECIAL_TOKENS))
 
 # of the language model before training
 EMBEDDING_STD = 0.3
+SAYING_GAIN = 0.1  # of the output layer, relative to the embeddings
 MATCHING_GAIN, PASSING_GAIN = 0.7, 0.4  # of queries and keys each; of values and output together
 
 CHAT_TEMPLATE = (
@@ -44,8 +45,8 @@ class Size:
     hidden: int = 160
     layers: int = 4
     mlp: int = 448
-    vision_hidden: int = 96
-    vision_layers: int = 4
+    vision_hidden: int = 128
+    vision_layers: int = 5  # LLaVA reads the last but one
     patch: int = 12  # pixels; 60 / 12 = 5 patches a side: 25 tokens for the base view, 30 for the tile
 
 
@@ -177,6 +178,26 @@ def _begin_by_matching(language_model: Any) -> None:
             passing = nn.init.orthogonal_(torch.empty_like(attention.v_proj.weight))
             attention.v_proj.weight.copy_(PASSING_GAIN**0.5 * passing)
             attention.o_proj.weight.copy_(PASSING_GAIN**0.5 * passing.T)
+
+
+def begin_by_saying(model: Any, tokenizer: Any) -> None:
+    """An output layer that starts by saying the word that the state is like, and words that are alike with and without
+    a space before them.
+
+    "arid" at the start of an answer is another token than " arid" within a caption. Both start as the same vector but
+    for one direction, which is the same for all words, so that to copy a word into an answer need not be learnt for
+    each word apart: rare ones would never be. Large models have come to something like it by themselves.
+    """
+    import torch
+
+    ids = tokenizer.get_vocab()
+    embedding = model.get_input_embeddings().weight
+    first = torch.randn_like(embedding[0]) * EMBEDDING_STD
+    with torch.no_grad():
+        for token, number in ids.items():
+            if (inside := ids.get(f"\u0120{token}")) is not None and token.isalpha():
+                embedding[number] = embedding[inside] + first
+        model.lm_head.weight.copy_(SAYING_GAIN * embedding)
 
 
 def _set_generation(model: Any) -> None:

@@ -1,6 +1,7 @@
 """Make the pocket models from nothing: tokenizer, vision tower, base, synthesizer, judge, and what they can do.
 
     adamllm pocket build runs/pocket
+    adamllm pocket build runs/pocket --train-only     on a machine with a GPU and neither vLLM nor DeepSpeed
 
 The models train with the package's own step loop (training/loop.py) in one process. Every part has a folder; a
 finished one holds done.json and is not made again, and training continues from its last checkpoint. Single precision,
@@ -14,26 +15,35 @@ Nothing here sees a satellite picture or a domain caption; only the last step me
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from adamllm_ray import progress
 from adamllm_ray.config import LayersSection, TrainingSection
 from adamllm_ray.data.manifest import code_version
-from adamllm_ray.pocket.architecture import Size, build_judge, build_processor, build_tokenizer, build_vlm
+from adamllm_ray.pocket.architecture import (
+    Size,
+    begin_by_saying,
+    build_judge,
+    build_processor,
+    build_tokenizer,
+    build_vlm,
+)
 from adamllm_ray.ray_runtime import prepare_environment
 
 THREADS = 2
+LOADERS = 8  # processes that make examples for a GPU
 CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("base", "synthesizer", "judge")
 STEPS = {
-    "tower": 2400,
+    "tower": 3000,
     "recall": 300,
-    "questions": 1600,
+    "questions": 1200,
     "words": 800,
     "base": 1200,
     "synthesizer": 800,
@@ -49,6 +59,21 @@ def build(output: Path, *, install: bool = False, seed: int = 0) -> dict[str, An
     Args:
         seed: of the first weights and of every example. The pictures and the tokenizer are the same for all.
     """
+    seconds = train(output, seed)
+    from adamllm_ray.pocket.gates import gates, measure
+
+    figures = measure({name: output / name for name in MODELS})
+    figures["gates"] = gates(figures)
+    figures["seed"] = seed
+    figures["seconds"] = seconds
+    (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+    if install:
+        _install(output)
+    return figures
+
+
+def train(output: Path, seed: int = 0) -> dict[str, int]:
+    """Make what `build` makes, without measuring it. Returns the seconds that each part took."""
     _prepare()
     output.mkdir(parents=True, exist_ok=True)
     _part(output, "tokenizer", _make_tokenizer)
@@ -56,22 +81,12 @@ def build(output: Path, *, install: bool = False, seed: int = 0) -> dict[str, An
     _part(output, "base", lambda folder: _make_base(folder, seed), seed)
     _part(output, "synthesizer", lambda folder: _make_synthesizer(folder, output / "base", seed), seed)
     _part(output, "judge", lambda folder: _make_judge(folder, output / "base", seed), seed)
-    from adamllm_ray.pocket.gates import gates, measure
-
-    figures = measure({name: output / name for name in MODELS})
-    figures["gates"] = gates(figures)
-    figures["seed"] = seed
-    figures["seconds"] = {
-        name: json.loads((output / name / "done.json").read_text())["seconds"] for name in ("tower", *MODELS)
-    }
-    (output / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    if install:
-        _install(output)
-    return figures
+    return {name: json.loads((output / name / "done.json").read_text())["seconds"] for name in ("tower", *MODELS)}
 
 
 def _prepare() -> None:
     prepare_environment()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # the same sums in the same order, on a GPU too
     import torch
 
     torch.set_num_threads(THREADS)
@@ -164,6 +179,7 @@ def _make_base(folder: Path, seed: int) -> dict[str, Any]:
     chat = ChatFormat(tokenizer)
     processor = build_processor(tokenizer, Size())
     model = build_vlm(len(tokenizer), Size(), seed)
+    begin_by_saying(model, tokenizer)
     model.model.vision_tower.load_state_dict(load_file(folder.parent / "tower" / "tower.safetensors"))
     marks, reader = MarkSchool(chat), MarkReader(model)
     losses = {}
@@ -243,8 +259,47 @@ def _run(folder: Path, name: str, model: Any, section: TrainingSection, source: 
             _save(loop, place, report.step, losses)
 
     with progress.task(name, source.steps) as bar:
-        loop.run(source, start=start, on_step=after)
+        loop.run(_fed(loop.engine.device, source, start), start=start, on_step=after)
     return round(sum(losses[-50:]) / len(losses[-50:]), 4)
+
+
+def _fed(device: Any, source: Any, start: int) -> Any:
+    """The source itself. A GPU is faster than one process makes examples: for it, one that makes them in several."""
+    workers = min(LOADERS, (os.cpu_count() or 1) - 1)
+    if device.type != "cuda" or workers < 2:
+        return source
+    from torch.utils.data import DataLoader
+
+    steps: Any = _Steps(source, start)
+    return _Fed(source.steps, iter(DataLoader(steps, batch_size=None, num_workers=workers, collate_fn=_as_it_is)))
+
+
+class _Steps:
+    """A source as a torch Dataset: what is left of its steps."""
+
+    def __init__(self, source: Any, start: int) -> None:
+        self.source, self.start = source, start
+
+    def __len__(self) -> int:
+        return int(self.source.steps) - self.start
+
+    def __getitem__(self, index: int) -> Any:
+        return self.source.load(self.start + index)
+
+
+class _Fed:
+    """A `BatchSource` over what a DataLoader hands out, which is asked for step by step."""
+
+    def __init__(self, steps: int, batches: Iterator[Any]) -> None:
+        self.steps, self._batches = steps, batches
+
+    def load(self, step: int) -> Any:
+        """The next step's micro-batches."""
+        return next(self._batches)
+
+
+def _as_it_is(batches: Any) -> Any:
+    return batches
 
 
 def _save(loop: Any, place: Path, step: int, losses: list[float]) -> None:

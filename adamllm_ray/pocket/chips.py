@@ -32,7 +32,7 @@ from adamllm_ray.pocket.language import Fact
 Split = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
 
-TEST_LONGITUDES = ((-80.0, -55.0), (60.0, 95.0))  # degrees east
+TEST_LONGITUDES = ((-80.0, -55.0), (60.0, 95.0), (145.0, 180.0))  # degrees east
 VALIDATION_LONGITUDES = ((-125.0, -100.0), (100.0, 125.0))  # of the training regions: see `part_of`
 GAP_DEGREES = 0.5
 MAX_LATITUDE = 72.0

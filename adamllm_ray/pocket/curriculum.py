@@ -109,7 +109,7 @@ class Curriculum:
             data = blank() if random.random() < BLANK_SHARE else data
         else:
             data, told = blank(), world.text_facts(random)
-        caption, task = language.caption_and_task(told, random)
+        caption, task = language.caption_and_task(told, random, language.VAGUE)
         turns = synthesizer_turns(
             caption, task.text, task.informative, task.precise, seed=random.getrandbits(30), epoch=0, id=caption
         )
@@ -178,7 +178,7 @@ def vocabulary() -> list[str]:
     texts: list[str] = []
     for _ in range(6000):
         facts = world.text_facts(random)
-        caption, task = language.caption_and_task(facts, random)
+        caption, task = language.caption_and_task(facts, random, language.VAGUE)
         texts += [
             *caption_turns(caption)[0].text.splitlines(),
             caption,

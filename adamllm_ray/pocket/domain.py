@@ -75,7 +75,9 @@ def training_pairs(limit: int | None = None, *, hold_back: bool = False) -> Iter
         chips = tuple(chip for chip in chips if part_of(chip) == "train")
     times = Counter(_name(fact) for chip in chips for fact in chip.facts)
     for chip in _varied(chips, times, limit or DEFAULT_PAIRS):
-        caption, _ = language.caption_in_order(_told(chip, times), Random(f"{_SEED}-caption-{chip.key}"))
+        caption, _ = language.caption_in_order(
+            _told(chip, times), Random(f"{_SEED}-caption-{chip.key}"), language.VAGUE
+        )
         yield Pair(chip.key, png(chip), caption, {"facts": [[f.kind, f.noun, f.value] for f in chip.facts]})
 
 

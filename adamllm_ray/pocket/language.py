@@ -8,21 +8,26 @@ seed tasks asks about the first fact of the caption, and the caption's wording d
 * "The water is on the left, not on the right." -> Is the water on the right?     no
 
 This is what makes greedy decoding (the paper's setting) write many kinds of questions without being random.
+
+Some captions leave it open: "The water is on the left or on the bottom." Who explains an answer takes what is named
+first, who answers briefly what is named last, so the two contradict each other and one of them is wrong: noise of
+seed data that has a cause, which a synthesizer learns with everything else, and which the consistency filter is for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal
 
 from adamllm_ray.pocket.regions import NUMBERS, SHARES, SIDES
 
 Kind = Literal["side", "count", "island", "half", "type", "share"]
-Style = Literal["plain", "sure", "not"]
+Style = Literal["plain", "sure", "not", "or"]
 
 HALVES = ("upper", "lower", "left", "right")
+VAGUE = 0.25  # of the captions of seed data and of the domain, see above
 OPPOSITE = {
     "left": "right",
     "right": "left",
@@ -97,25 +102,32 @@ def share(noun: str, value: str) -> Fact:
 
 def styles(fact: Fact) -> tuple[Style, ...]:
     """Wordings that exist for a fact; island and share have one."""
-    return ("plain",) if fact.kind in ("island", "share") else ("plain", "sure", "not")
+    return ("plain",) if fact.kind in ("island", "share") else ("plain", "sure", "not", "or")
 
 
-def sentence(fact: Fact, style: Style, wrong: str = "") -> str:
-    """The fact as a caption states it. ``wrong`` is the value that style "not" denies."""
+def sentence(fact: Fact, style: Style, other: str = "") -> str:
+    """The fact as a caption states it. ``other`` is the value that style "not" denies, or that "or" names last."""
     noun, value = fact.noun, fact.value
     if fact.kind == "island":
         return f"The {noun} is an island." if value == "yes" else f"The {noun} reaches the edge."
     if fact.kind == "share":
         return f"{value.capitalize()} of the image is {noun}."
+    if style == "or":
+        return {
+            "side": f"The {noun} is on the {value} or on the {other}.",
+            "count": f"There are {value} or {other} {noun} areas.",
+            "half": f"The {value} half or the {other} half is {noun}.",
+            "type": f"The {noun} type is {value} or {other}.",
+        }[fact.kind]
     clearly = " clearly" if style == "sure" else ""
     if fact.kind == "side":
-        return f"The {noun} is{clearly} on the {value}" + (f", not on the {wrong}." if style == "not" else ".")
+        return f"The {noun} is{clearly} on the {value}" + (f", not on the {other}." if style == "not" else ".")
     if fact.kind == "count":
         start = f"There is{clearly} one {noun} area" if value == "one" else f"There are{clearly} {value} {noun} areas"
-        return start + (f", not {wrong}." if style == "not" else ".")
+        return start + (f", not {other}." if style == "not" else ".")
     if fact.kind == "half":
-        return f"The {value} half is{clearly} {noun}" + (f", not the {wrong} half." if style == "not" else ".")
-    return f"The {noun} type is{clearly} {value}" + (f", not {wrong}." if style == "not" else ".")
+        return f"The {value} half is{clearly} {noun}" + (f", not the {other} half." if style == "not" else ".")
+    return f"The {noun} type is{clearly} {value}" + (f", not {other}." if style == "not" else ".")
 
 
 def informative(fact: Fact) -> str:
@@ -158,24 +170,42 @@ def closed_question(fact: Fact, asked: str) -> Question:
     return Question(text, "yes" if asked == fact.value else "no", informative(fact), "closed", asked)
 
 
-def caption_and_task(facts: list[Fact], random: Random) -> tuple[str, Question]:
+def caption_and_task(facts: list[Fact], random: Random, vague: float = 0.0) -> tuple[str, Question]:
     """A caption over shuffled facts, and the seed task: a question about the fact that the caption leads with."""
-    return caption_in_order(random.sample(facts, len(facts)), random)
+    return caption_in_order(random.sample(facts, len(facts)), random, vague)
 
 
-def caption_in_order(facts: Sequence[Fact], random: Random) -> tuple[str, Question]:
-    """`caption_and_task` with the facts in the order in which they are."""
-    told = [(fact, _style(fact, random), fact.other(random)) for fact in facts]
+def caption_in_order(facts: Sequence[Fact], random: Random, vague: float = 0.0) -> tuple[str, Question]:
+    """`caption_and_task` with the facts in the order in which they are.
+
+    Args:
+        vague: share of the sentences that leave two values open, of those that could (see the module).
+    """
+    told = [_told(fact, _style(fact, random, vague), random) for fact in facts]
     caption = " ".join(sentence(*one) for one in told)
-    fact, style, wrong = told[0]
+    fact, style, other = told[0]
     if style == "plain":
         return caption, open_question(fact)
-    return caption, closed_question(fact, fact.value if style == "sure" else wrong)
+    if style == "or":
+        return caption, replace(open_question(fact), precise=other)
+    return caption, closed_question(fact, fact.value if style == "sure" else other)
 
 
-def _style(fact: Fact, random: Random) -> Style:
+def _told(fact: Fact, style: Style, random: Random) -> tuple[Fact, Style, str]:
+    """What `sentence` takes. A vague one names the true value first or last."""
+    other = fact.other(random)
+    if style == "or" and random.random() < 0.5:
+        return replace(fact, value=other), style, fact.value
+    return fact, style, other
+
+
+def _style(fact: Fact, random: Random, vague: float) -> Style:
     """Half of the captions are plain, so that no form of a question is by far the most frequent."""
-    return "plain" if "sure" not in styles(fact) or random.random() < 0.5 else random.choice(("sure", "not"))
+    if "sure" not in styles(fact):
+        return "plain"
+    if random.random() < vague:
+        return "or"
+    return "plain" if random.random() < 0.5 else random.choice(("sure", "not"))
 
 
 def any_question(fact: Fact, random: Random) -> Question:

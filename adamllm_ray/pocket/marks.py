@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from adamllm_ray.config import TrainingSection
 from adamllm_ray.models.chat import ChatFormat, Turn
 from adamllm_ray.pocket import language, regions, world
-from adamllm_ray.pocket.architecture import IMAGE, IMAGE_SIDE, PAD
+from adamllm_ray.pocket.architecture import IMAGE, IMAGE_SIDE, PAD, Size
 from adamllm_ray.pocket.language import Fact
 from adamllm_ray.synthesis.prompts import CAPTION_REQUEST
 from adamllm_ray.training.collate import PAD_MULTIPLE, Batch
 from adamllm_ray.training.conversations import IGNORE, conversation_example
 
-GRID = 5  # patches a side
+GRID = IMAGE_SIDE // Size().patch  # patches a side
 PICTURES = 20_000
 HELD_OUT = 1_000_000  # pictures from this number on are never trained on
 Labels = NDArray[np.int64]

@@ -31,7 +31,7 @@ def write_seed(folder: Path, images: int) -> dict[str, str]:
         name, random = f"{number:06d}.png", Random(number)
         (folder / "images" / name).write_bytes(data)
         told = list(facts[:4]) if number % 2 else renamed(facts[:4], random)
-        caption, task = language.caption_and_task(told, random)
+        caption, task = language.caption_and_task(told, random, language.VAGUE)
         made["captions"].append({"image": name, "caption": caption, "conversations": _talk(CAPTION_REQUEST, caption)})
         made["precise"].append(
             {"image": name, "task_name": facts[0].kind, "conversations": _talk(task.text, task.precise)}

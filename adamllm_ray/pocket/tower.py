@@ -18,14 +18,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adamllm_ray.pocket import world
-from adamllm_ray.pocket.marks import HELD_OUT, PICTURES, WORDS, Labels, patch_labels, word_id
+from adamllm_ray.pocket import regions, world
+from adamllm_ray.pocket.marks import GRID, HELD_OUT, LIGHTS, PICTURES, WORDS, Labels, patch_labels, word_id
 from adamllm_ray.training.collate import Batch
 from adamllm_ray.training.conversations import IGNORE
 
 FEATURE_LAYER = -2  # the layer LLaVA-NeXT reads (vision_feature_layer)
 BATCH = 128
 RARITY = 0.7  # 0: every patch counts the same, 1: every value does
+TURNS = 8  # ways to turn and mirror a picture
+_LEFT_TURN = {"right": "top", "top": "left", "left": "bottom", "bottom": "right"}
+_MIRRORED = {"left": "right", "right": "left"}
+# heads whose values name a side, and the value for each
+_SIDED = {
+    "side": {side: side for side in regions.SIDES},
+    "light": {"top": LIGHTS["upper"], "bottom": LIGHTS["lower"], "left": LIGHTS["left"], "right": LIGHTS["right"]},
+}
 RARE = 20  # patches of a batch; a value that has fewer weighs no more than one that has so many
 _MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])  # CLIP's, as in the image processor
 _STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])
@@ -69,7 +77,7 @@ class WordAlignment(nn.Module):
         embeddings = model.model.language_model.embed_tokens.weight.detach()
         self.length = float(embeddings.norm(dim=1).mean())
         ids = [[word_id(tokenizer, word) for word in words] for words in WORDS.values()]
-        self.words = [embeddings[one].clone() for one in ids]
+        self.words = [embeddings[one].clone() for one in ids]  # on the model's device, as it has trained there
         self.mean = embeddings.mean(0)
 
     def forward(self, pixel_values: Tensor, targets: Tensor) -> SimpleNamespace:
@@ -116,7 +124,10 @@ def _rarity(said: Tensor, values: int) -> Tensor:
 @torch.no_grad()
 def held_out(module: TowerWarmup | WordAlignment, count: int = 300) -> dict[str, float]:
     """Accuracy of each head over the patches of pictures that were not trained on."""
-    inputs = tower_batch(np.arange(HELD_OUT, HELD_OUT + count)).inputs
+    device = next(module.parameters()).device
+    inputs = {
+        name: tensor.to(device) for name, tensor in tower_batch(np.arange(HELD_OUT, HELD_OUT + count)).inputs.items()
+    }
     accuracy = {}
     for number, (name, logits) in enumerate(zip(WORDS, module.logits(inputs["pixel_values"]), strict=True)):
         targets = inputs["targets"][..., number]
@@ -126,23 +137,53 @@ def held_out(module: TowerWarmup | WordAlignment, count: int = 300) -> dict[str,
 
 
 class WarmupSteps:
-    """A `BatchSource`: 128 pictures a step, drawn from the step number."""
+    """A `BatchSource`: 128 pictures a step, turned or mirrored in one of eight ways, drawn from its number."""
 
     def __init__(self, steps: int, *seed: int) -> None:
         self.steps, self.seed = steps, seed
 
     def load(self, step: int) -> list[Batch]:
         """The one micro-batch of a step."""
-        return [tower_batch(np.random.default_rng([step, *self.seed]).integers(0, PICTURES, BATCH))]
+        random = np.random.default_rng([step, *self.seed])
+        return [tower_batch(random.integers(0, PICTURES, BATCH), random.integers(0, TURNS, BATCH))]
 
 
-def tower_batch(numbers: NDArray[np.int64]) -> Batch:
-    """Pictures as the tower gets them, and the labels of their patches."""
+def tower_batch(numbers: NDArray[np.int64], turns: NDArray[np.int64] | None = None) -> Batch:
+    """Pictures as the tower gets them, and the labels of their patches.
+
+    Args:
+        turns: for each picture, how it is turned: quarter turns to the left, and mirrored first from 4 on.
+    """
     made = [_labelled(int(number)) for number in numbers]
+    if turns is not None:
+        made = [_turned(*one, int(turn)) for one, turn in zip(made, turns, strict=True)]
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in made])).float()
     values = ((pixels / 255 - _MEAN) / _STD).permute(0, 3, 1, 2).contiguous()
     targets = torch.from_numpy(np.stack([labels for _, labels in made]))
     return Batch({"pixel_values": values, "targets": targets}, float(len(made)))
+
+
+def _turned(pixels: world.Pixels, labels: Labels, turn: int) -> tuple[world.Pixels, Labels]:
+    """A picture turned, and its patches' labels: where they are now, with left, right, top, bottom by new names."""
+    grid = labels.reshape(GRID, GRID, -1)
+    if turn >= 4:
+        pixels, grid = pixels[:, ::-1], grid[:, ::-1]
+    pixels, grid = np.rot90(pixels, turn % 4), np.rot90(grid, turn % 4).copy()
+    for head, sides in _SIDED.items():
+        values, column = WORDS[head], list(WORDS).index(head)
+        renamed = np.arange(len(values))
+        for side, value in sides.items():
+            renamed[values.index(value)] = values.index(sides[_renamed(side, turn)])
+        grid[..., column] = np.where(grid[..., column] == IGNORE, IGNORE, renamed[grid[..., column].clip(min=0)])
+    return np.ascontiguousarray(pixels), grid.reshape(labels.shape)
+
+
+def _renamed(side: str, turn: int) -> str:
+    if turn >= 4 and side in _MIRRORED:
+        side = _MIRRORED[side]
+    for _ in range(turn % 4):
+        side = _LEFT_TURN[side]
+    return side
 
 
 @lru_cache(maxsize=2 * PICTURES)

@@ -53,7 +53,8 @@ TYPES: dict[str, tuple[str, ...]] = {
 }
 KINDS = ("side", "count", "island", "half", "type", "share")
 SUBJECTS: dict[str, tuple[str, ...]] = {"half": ADJECTIVES, "type": tuple(TYPES)}  # of other kinds: NOUNS
-ASKED = {"half": 3.0, "count": 2.0}  # how much more often than others: kinds that take longest to learn
+TYPE_SHARE = 0.75  # of texts that have a type in them: the kind with the most words to copy
+ASKED = {"half": 3.0, "count": 2.0, "type": 2.0}  # how much more often than others: kinds that take longest to learn
 DULL_LEFT_OUT = 0.4  # of the pictures in which nothing has more than one part
 _YY, _XX = np.mgrid[0:IMAGE_SIDE, 0:IMAGE_SIDE].astype(np.float32) / IMAGE_SIDE
 
@@ -96,7 +97,7 @@ def picture(seed: int) -> Picture:
 def text_facts(random: Random) -> list[Fact]:
     """Three or four facts about random nouns; no picture. In half of them only the noun tells which fact is meant.
 
-    Every second one has a type of something in it, which has the most words to copy.
+    Most have a type of something in them (TYPE_SHARE).
     """
     if random.random() < 0.5:
         return paired_facts(random, 2)[: random.choice([3, 4])]
@@ -113,7 +114,7 @@ def paired_facts(random: Random, kinds: int) -> list[Fact]:
 
 def _kinds(random: Random, number: int) -> list[str]:
     kinds = random.sample([kind for kind in KINDS if kind != "type"], number)
-    if random.random() < 0.5:
+    if random.random() < TYPE_SHARE:
         kinds[random.randrange(number)] = "type"
     return kinds
 
@@ -150,7 +151,8 @@ def _any_fact(kind: str, noun: str, random: Random) -> Fact:
         return language.share(noun, random.choice(regions.SHARES))
     if kind == "half":
         return language.half(noun, random.choice(language.HALVES))
-    return language.type_of(noun, random.choice(TYPES[noun]), TYPES[noun])
+    values = TYPES[noun if random.random() < 0.5 else random.choice(list(TYPES))]  # has to be read, not guessed
+    return language.type_of(noun, random.choice(values), values)
 
 
 def _mask(random: np.random.Generator) -> regions.Mask:

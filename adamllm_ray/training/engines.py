@@ -2,8 +2,8 @@
 
     engine = open_engine(model, section, groups, world=1)
 
-`PlainEngine` is for one process: a profile, a benchmark on a machine that has torch and transformers and nothing
-else. It shards nothing, offloads nothing and writes no checkpoints; where those are asked for it says so. On one
+`PlainEngine` is for one process: a profile, a benchmark, a build of the pocket models on a machine that has torch and
+transformers and nothing else. It shards nothing and offloads nothing; where that is asked for it says so. On one
 process ZeRO has nothing to shard either, so its losses are those of DeepSpeed up to rounding (a test compares them).
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ from adamllm_ray.errors import TrainingError
 
 if TYPE_CHECKING:
     from adamllm_ray.config import TrainingSection
+
+CHECKPOINT = "plain.pt"
 
 
 def open_engine(model: torch.nn.Module, section: TrainingSection, groups: list[dict[str, Any]], *, world: int) -> Any:
@@ -135,11 +138,26 @@ class PlainEngine:
         """Of the last step, before clipping."""
         return self._norm
 
-    def save_checkpoint(self, *_: Any, **__: Any) -> None:
-        """Not here. Raises TrainingError."""
-        raise TrainingError("checkpoints need DeepSpeed, which is not installed (pip install deepspeed)")
+    def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool = False) -> None:
+        """Weights, fp32 copies and moments into one file, which DeepSpeed does not read."""
+        place = Path(folder) / tag
+        place.mkdir(parents=True, exist_ok=True)
+        masters = [master.detach() for _, master in self._pairs]
+        state = {"model": self.module.state_dict(), "masters": masters, "optimizer": self.optimizer.state_dict()}
+        torch.save(state, place / CHECKPOINT)
 
-    load_checkpoint = save_checkpoint
+    def load_checkpoint(self, folder: str, *, tag: str) -> tuple[str | None, dict[str, Any]]:
+        """Restore what `save_checkpoint` wrote. Returns its path, None where there is none, as DeepSpeed does."""
+        path = Path(folder) / tag / CHECKPOINT
+        if not path.exists():
+            return None, {}
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.module.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            for (_, master), saved in zip(self._pairs, state["masters"], strict=True):
+                master.copy_(saved)
+        return str(path), {}
 
 
 def _master(parameter: torch.nn.Parameter) -> torch.nn.Parameter:

@@ -170,7 +170,8 @@ class StepLoop:
         Raises:
             TrainingError: the checkpoint cannot be read.
         """
-        self.engine._config.load_universal_checkpoint = universal  # DeepSpeed takes it from its JSON only
+        if not isinstance(self.engine, PlainEngine):
+            self.engine._config.load_universal_checkpoint = universal  # DeepSpeed takes it from its JSON only
         try:
             path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         except Exception as error:  # DeepSpeed raises bare RuntimeError, AssertionError, KeyError, ...

@@ -52,6 +52,16 @@ def test_training_continues_from_its_checkpoint(tmp_path, monkeypatch):
     assert torch.equal(whole.layer.weight, resumed.layer.weight)
 
 
+def test_for_a_gpu_examples_are_made_by_several_processes_in_order(monkeypatch):
+    monkeypatch.setattr(build.os, "cpu_count", lambda: 3)
+    for device, start in (("cpu", 0), ("cuda", 0), ("cuda", 5)):
+        fed = build._fed(torch.device(device), Numbers(), start)
+        assert isinstance(fed, Numbers) == (device == "cpu")
+        assert fed.steps == Numbers.steps
+        for step in range(start, fed.steps):
+            assert torch.equal(fed.load(step)[0].inputs["x"], Numbers().load(step)[0].inputs["x"])
+
+
 def test_a_part_is_made_once_for_the_same_code(tmp_path):
     made = []
     for _ in range(2):

@@ -1,5 +1,7 @@
 """Labels of patches, and a module whose loss falls on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -7,6 +9,9 @@ from adamllm_ray.pocket import marks, tower, world
 from adamllm_ray.pocket.architecture import Size, build_tokenizer, build_vlm
 from adamllm_ray.pocket.curriculum import vocabulary
 from adamllm_ray.training.conversations import IGNORE
+
+SIDE_OF = {"upper": "top", "lower": "bottom", "left": "left", "right": "right"}
+HALF_OF = {side: half for half, side in SIDE_OF.items()}
 
 
 def test_patch_labels_follow_the_region():
@@ -23,6 +28,28 @@ def test_rare_values_weigh_more_and_not_without_limit():
     weights = tower._rarity(said, 3)
     assert weights[1] / weights[0] == (torch.tensor(9.0) ** tower.RARITY)
     assert weights[2] / weights[1] == (torch.tensor(100 / tower.RARE) ** tower.RARITY)  # said by none
+
+
+def test_labels_turn_with_their_picture():
+    """A picture drawn from a turned mask has the labels that turning gives."""
+    for number in range(30):
+        made = world.picture(number)
+        labels = marks.patch_labels(made)
+        for turn in range(tower.TURNS):
+            pixels, turned = tower._turned(made.pixels, labels, turn)
+            mask = np.rot90(made.mask[:, ::-1] if turn >= 4 else made.mask, turn % 4)
+            light = made.light and HALF_OF[tower._renamed(SIDE_OF[made.light], turn)]
+            again = marks.patch_labels(replace(made, pixels=pixels, mask=mask, light=light))
+            island = list(marks.WORDS).index("island")  # of two largest parts of one size the first one counts
+            assert np.array_equal(np.delete(turned, island, 1), np.delete(again, island, 1))
+    assert np.array_equal(pixels, np.rot90(made.pixels[:, ::-1], 3))
+
+
+def test_turning_is_drawn_from_the_step():
+    steps = tower.WarmupSteps(2, 0, 3)
+    first, again, other = steps.load(0)[0], steps.load(0)[0], steps.load(1)[0]
+    assert torch.equal(first.inputs["pixel_values"], again.inputs["pixel_values"])
+    assert not torch.equal(first.inputs["pixel_values"], other.inputs["pixel_values"])
 
 
 def test_warmup_learns(tmp_path):

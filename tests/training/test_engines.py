@@ -75,8 +75,35 @@ def test_what_needs_deepspeed_is_refused() -> None:
     offload = TrainingSection.model_validate({"deepspeed": {"zero_optimization": {"offload_optimizer": {}}}})
     with pytest.raises(TrainingError, match=r"training.deepspeed.*DeepSpeed"):
         PlainEngine(model, offload, groups, world=1)
-    with pytest.raises(TrainingError, match="checkpoints need DeepSpeed"):
-        PlainEngine(model, plain, groups, world=1).save_checkpoint("somewhere")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_plain_engine_goes_on_from_its_checkpoint(precision: str, tmp_path: Path) -> None:
+    import torch
+
+    section = TrainingSection.model_validate({"global_batch": 4, "precision": precision, "learning_rate": 0.05})
+    batches = [torch.randn(4, 3, generator=torch.Generator().manual_seed(number)) for number in range(8)]
+
+    def engine() -> PlainEngine:
+        torch.manual_seed(1)
+        model = torch.nn.Linear(3, 1)
+        groups = [{"params": list(model.parameters()), "lr": 0.05, "weight_decay": 0.1}]
+        return PlainEngine(model, section, groups, world=1)
+
+    def take(plain: PlainEngine, steps: range) -> None:
+        for number in steps:
+            plain.backward(plain(input=batches[number].to(next(plain.module.parameters()).dtype)).square().mean())
+            plain.step()
+
+    whole, before, after = engine(), engine(), engine()
+    take(whole, range(8))
+    take(before, range(5))
+    before.save_checkpoint(str(tmp_path), tag="state")
+    assert after.load_checkpoint(str(tmp_path / "none"), tag="state") == (None, {})
+    path, _ = after.load_checkpoint(str(tmp_path), tag="state")
+    assert path == str(tmp_path / "state" / "plain.pt")
+    take(after, range(5, 8))
+    assert torch.equal(whole.module.weight, after.module.weight)
 
 
 def test_deepspeed_keys_are_merged_over_ours() -> None:
