@@ -131,7 +131,6 @@ TESTED_WITH_A_NEIGHBOUR = {
     "pocket/command.py": "test_cli.py",
     "pocket/standins.py": "pocket/test_rehearsal.py",
     "publish/card.py": "publish/test_dataset.py",
-    "pocket/architecture.py": "pocket/test_curriculum.py",
     "pocket/chips.py": "pocket/test_domain.py",
     "products.py": "test_cli.py",
     "report/collect.py": "report/test_build.py",
