@@ -71,3 +71,13 @@ def test_a_part_is_made_once_for_the_same_code(tmp_path):
     marker.write_text(json.dumps(json.loads(marker.read_text()) | {"code": "older"}))
     build._part(tmp_path, "thing", lambda folder: made.append(folder) or {"n": 2})
     assert len(made) == 2
+
+
+def test_what_was_not_measured_is_not_shipped():
+    from typer.testing import CliRunner
+
+    from adamllm_ray.pocket.command import pocket
+
+    done = CliRunner().invoke(pocket, ["build", "--train-only", "--install"])
+    assert done.exit_code == 2
+    assert "leave one out" in done.output
