@@ -181,12 +181,11 @@ def _begin_by_matching(language_model: Any) -> None:
 
 
 def begin_by_saying(model: Any, tokenizer: Any) -> None:
-    """An output layer that starts by saying the word that the state is like, and words that are alike with and without
-    a space before them.
+    """Words that start alike with and without a space before them, an output layer that says what the state is like.
 
     "arid" at the start of an answer is another token than " arid" within a caption. Both start as the same vector but
     for one direction, which is the same for all words, so that to copy a word into an answer need not be learnt for
-    each word apart: rare ones would never be. Large models have come to something like it by themselves.
+    each word apart: rare ones would never be.
     """
     import torch
 

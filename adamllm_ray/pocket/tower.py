@@ -9,7 +9,7 @@ projector come with; only general pictures are used, and the heads are thrown aw
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,13 +169,20 @@ def _turned(pixels: world.Pixels, labels: Labels, turn: int) -> tuple[world.Pixe
     if turn >= 4:
         pixels, grid = pixels[:, ::-1], grid[:, ::-1]
     pixels, grid = np.rot90(pixels, turn % 4), np.rot90(grid, turn % 4).copy()
-    for head, sides in _SIDED.items():
-        values, column = WORDS[head], list(WORDS).index(head)
-        renamed = np.arange(len(values))
-        for side, value in sides.items():
-            renamed[values.index(value)] = values.index(sides[_renamed(side, turn)])
-        grid[..., column] = np.where(grid[..., column] == IGNORE, IGNORE, renamed[grid[..., column].clip(min=0)])
+    for head in _SIDED:
+        said = grid[..., list(WORDS).index(head)]
+        said[...] = np.where(said == IGNORE, IGNORE, _new_values(head, turn)[said.clip(min=0)])
     return np.ascontiguousarray(pixels), grid.reshape(labels.shape)
+
+
+@cache
+def _new_values(head: str, turn: int) -> NDArray[np.int64]:
+    """For each value of a head what it becomes in a picture turned."""
+    values, sides = WORDS[head], _SIDED[head]
+    new = np.arange(len(values))
+    for side, value in sides.items():
+        new[values.index(value)] = values.index(sides[_renamed(side, turn)])
+    return new
 
 
 def _renamed(side: str, turn: int) -> str:
