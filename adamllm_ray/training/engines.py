@@ -21,7 +21,8 @@ from adamllm_ray.errors import TrainingError
 if TYPE_CHECKING:
     from adamllm_ray.config import TrainingSection
 
-CHECKPOINT = "plain.pt"
+WEIGHTS, MOMENTS = "plain-model.safetensors", "plain-optimizer.safetensors"
+MASTER = "master"  # of a parameter's fp32 copy, beside AdamW's own names
 
 
 def open_engine(model: torch.nn.Module, section: TrainingSection, groups: list[dict[str, Any]], *, world: int) -> Any:
@@ -139,25 +140,39 @@ class PlainEngine:
         return self._norm
 
     def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool = False) -> None:
-        """Weights, fp32 copies and moments into one file, which DeepSpeed does not read."""
+        """Weights into one file, fp32 copies and moments into another; DeepSpeed reads neither."""
+        from safetensors.torch import save_file, save_model
+
         place = Path(folder) / tag
         place.mkdir(parents=True, exist_ok=True)
-        masters = [master.detach() for _, master in self._pairs]
-        state = {"model": self.module.state_dict(), "masters": masters, "optimizer": self.optimizer.state_dict()}
-        torch.save(state, place / CHECKPOINT)
+        save_model(self.module, str(place / WEIGHTS))
+        tensors = {f"{MASTER}.{number}": master.detach() for number, (_, master) in enumerate(self._pairs)}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{number}": value for name, value in moments.items()}
+        save_file(tensors, place / MOMENTS)
 
     def load_checkpoint(self, folder: str, *, tag: str) -> tuple[str | None, dict[str, Any]]:
-        """Restore what `save_checkpoint` wrote. Returns its path, None where there is none, as DeepSpeed does."""
-        path = Path(folder) / tag / CHECKPOINT
-        if not path.exists():
+        """Restore what `save_checkpoint` wrote. Returns its folder, None where there is none, as DeepSpeed does.
+
+        Learning rates and weight decay are those of this engine: a schedule sets them at every step.
+        """
+        from safetensors.torch import load_file, load_model
+
+        place = Path(folder) / tag
+        if not (place / MOMENTS).exists():  # written last
             return None, {}
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        self.module.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_model(self.module, str(place / WEIGHTS))
+        moments: dict[int, dict[str, torch.Tensor]] = {}
         with torch.no_grad():
-            for (_, master), saved in zip(self._pairs, state["masters"], strict=True):
-                master.copy_(saved)
-        return str(path), {}
+            for key, value in load_file(place / MOMENTS).items():
+                name, _, number = key.rpartition(".")
+                if name == MASTER:
+                    self._pairs[int(number)][1].copy_(value)
+                else:
+                    moments.setdefault(int(number), {})[name] = value
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return str(place), {}
 
 
 def _master(parameter: torch.nn.Parameter) -> torch.nn.Parameter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,7 +102,7 @@ def test_a_lock_left_behind_is_waited_for(bucket: Any, capsys: pytest.CaptureFix
         assert 1.5 < time.monotonic() - started < 8
     said = capsys.readouterr().err
     assert f"locked by process {other.pid} on" in said
-    assert "waiting for a sign of life, 4 s at most" in said
+    assert re.search("waiting for a sign of life, [34] s at most", said)  # the server's clock has whole seconds
 
 
 def test_a_lock_that_is_given_back_meanwhile_is_taken(bucket: Any) -> None:

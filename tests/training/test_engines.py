@@ -101,7 +101,7 @@ def test_the_plain_engine_goes_on_from_its_checkpoint(precision: str, tmp_path: 
     before.save_checkpoint(str(tmp_path), tag="state")
     assert after.load_checkpoint(str(tmp_path / "none"), tag="state") == (None, {})
     path, _ = after.load_checkpoint(str(tmp_path), tag="state")
-    assert path == str(tmp_path / "state" / "plain.pt")
+    assert path == str(tmp_path / "state")
     take(after, range(5, 8))
     assert torch.equal(whole.module.weight, after.module.weight)
 
