@@ -1,0 +1,140 @@
+"""What a picture's true labels would teach: how much of a question type can be learnt here at all.
+
+    python -m benchmarks.label_ceiling [TYPE]        about four minutes on two cores; TYPE: "land areas"
+
+Two networks are trained on the true answers of every training chip, which the method never sees: the pocket base's
+vision tower with a linear head over its patches, and a small convolutional network from nothing. Both answer the
+benchmark's open questions of that type. Post-training learns the same from captions and tasks that tell it of a part
+of the chips, so it can hardly do better than the first; what the second finds is in the pictures.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from adamllm_ray.evaluation.intervals import wilson_interval
+from adamllm_ray.models.checkpoint import load_vlm, resolve_model
+from adamllm_ray.pocket.chips import all_chips
+from adamllm_ray.pocket.domain import NAMES, benchmark_questions
+from adamllm_ray.pocket.tower import FEATURE_LAYER
+from benchmarks.measure import finish, say
+
+STEPS, BATCH = 800, 64
+TURNED = ("side", "half")  # kinds whose answer turns with the picture
+RARITY = 0.5  # 0: values as often as they are true, 1: every value as often
+RATES = {"tower": 3e-4, "convolutional": 2e-3}
+Examples = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, 60, 60, 3), numbers of their values (n,)
+
+
+def main() -> None:
+    name = sys.argv[1] if len(sys.argv) > 1 else "land areas"
+    values, train, test = examples(name)
+    turns = 1 if any(of == name and kind in TURNED for (kind, _), of in NAMES.items()) else 8
+    times = Counter(test[1].tolist())
+    metrics: dict[str, Any] = {"type": name, "training_chips": len(train[1]), "questions": len(test[1])}
+    metrics["most_common_answer"] = _interval(max(times.values()), len(test[1]))
+    for kind, make in (("tower", TowerHead), ("convolutional", _convolutional)):
+        torch.manual_seed(0)
+        right = trained(make(len(values)), RATES[kind], train, len(values), test, turns=turns)
+        metrics[kind] = _interval(int(right.sum()), len(right))
+        metrics[f"{kind}_by_answer"] = {
+            value: round(float(right[test[1] == number].mean()), 3) for number, value in enumerate(values)
+        }
+        say(f"{kind}: {metrics[kind]} {metrics[f'{kind}_by_answer']}")
+    finish("label_ceiling", metrics)
+
+
+def examples(name: str) -> tuple[tuple[str, ...], Examples, Examples]:
+    """(values, training chips, test questions) of a question type."""
+    if name not in NAMES.values():
+        raise SystemExit(f"{name!r} is no question type; one of {', '.join(NAMES.values())}")
+    asked = [question for question in benchmark_questions() if question.type == name]
+    values = asked[0].choices
+    told = [(chip, f) for chip in all_chips("train") for f in chip.facts if NAMES[f.kind, f.noun] == name]
+    pictures = [np.asarray(Image.open(io.BytesIO(question.image_bytes)).convert("RGB")) for question in asked]
+    return (
+        values,
+        (np.stack([chip.pixels for chip, _ in told]), np.array([values.index(fact.value) for _, fact in told])),
+        (np.stack(pictures), np.array([values.index(question.answer) for question in asked])),
+    )
+
+
+def trained(
+    network: nn.Module, rate: float, train: Examples, values: int, test: Examples, *, turns: int
+) -> NDArray[np.bool_]:
+    """Which test questions the network answers right after training.
+
+    Args:
+        turns: of how many ways to turn and mirror the pictures one is drawn for each batch.
+    """
+    random = np.random.default_rng(0)
+    pictures, answers = train
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=STEPS)
+    weights = np.bincount(answers, minlength=values).clip(1)[answers] ** -RARITY
+    for step in range(STEPS):
+        chosen = random.choice(len(answers), BATCH, p=weights / weights.sum())
+        batch, turn = pictures[chosen], int(random.integers(turns))
+        batch = np.rot90(batch[:, :, ::-1] if turn >= 4 else batch, turn % 4, (1, 2))
+        loss = nn.functional.cross_entropy(network(_inputs(batch)), torch.from_numpy(answers[chosen]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 200 == 199:
+            say(f"step {step + 1}: loss {loss.item():.3f}")
+    network.eval()
+    with torch.no_grad():
+        found: NDArray[np.bool_] = network(_inputs(test[0])).argmax(1).numpy() == test[1]
+    return found
+
+
+class TowerHead(nn.Module):
+    """The base model's vision tower, and one linear layer over the mean of what the projector would get."""
+
+    def __init__(self, values: int) -> None:
+        super().__init__()
+        model, processor = load_vlm(resolve_model("pocket:base"), "float32")
+        scale = processor.image_processor
+        self.tower = model.model.vision_tower
+        self.head = nn.Linear(self.tower.config.hidden_size, values)
+        self.register_buffer("mean", torch.tensor(scale.image_mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(scale.image_std)[:, None, None])
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Logits [batch, values] of pictures [batch, 3, 60, 60] between 0 and 1."""
+        states = self.tower((pictures - self.mean) / self.std, output_hidden_states=True).hidden_states
+        logits: Tensor = self.head(states[FEATURE_LAYER][:, 1:].mean(1))
+        return logits
+
+
+def _convolutional(values: int) -> nn.Module:
+    """Seven layers of 3 x 3, three of them halving the picture, then its mean."""
+    layers: list[nn.Module] = []
+    before = 3
+    for width, stride in ((24, 1), (32, 2), (48, 1), (64, 2), (64, 1), (96, 2), (96, 1)):
+        layers += [nn.Conv2d(before, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU()]
+        before = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, values))
+
+
+def _inputs(pictures: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pictures)).float().div(255).permute(0, 3, 1, 2).contiguous()
+
+
+def _interval(right: int, number: int) -> list[float]:
+    one = wilson_interval(right, number)
+    return [round(value, 3) for value in (one.value, one.lo, one.hi)]
+
+
+if __name__ == "__main__":
+    main()
