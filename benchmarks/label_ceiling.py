@@ -80,9 +80,10 @@ def trained(
     pictures, answers = train
     optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=STEPS)
-    weights = np.bincount(answers, minlength=values).clip(1)[answers] ** -RARITY
+    weights = np.bincount(answers, minlength=values)[answers] ** -RARITY
+    weights /= weights.sum()
     for step in range(STEPS):
-        chosen = random.choice(len(answers), BATCH, p=weights / weights.sum())
+        chosen = random.choice(len(answers), BATCH, p=weights)
         batch, turn = pictures[chosen], int(random.integers(turns))
         batch = np.rot90(batch[:, :, ::-1] if turn >= 4 else batch, turn % 4, (1, 2))
         loss = nn.functional.cross_entropy(network(_inputs(batch)), torch.from_numpy(answers[chosen]))

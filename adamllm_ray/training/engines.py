@@ -140,13 +140,13 @@ class PlainEngine:
         return self._norm
 
     def save_checkpoint(self, folder: str, *, tag: str, save_latest: bool = False) -> None:
-        """Weights into one file, fp32 copies and moments into another; DeepSpeed reads neither."""
+        """Weights into one file, moments and, of bf16 weights, fp32 copies into another; DeepSpeed reads neither."""
         from safetensors.torch import save_file, save_model
 
         place = Path(folder) / tag
         place.mkdir(parents=True, exist_ok=True)
         save_model(self.module, str(place / WEIGHTS))
-        tensors = {f"{MASTER}.{number}": master.detach() for number, (_, master) in enumerate(self._pairs)}
+        tensors = {f"{MASTER}.{n}": master.detach() for n, (own, master) in enumerate(self._pairs) if own is not master}
         for number, moments in self.optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{number}": value for name, value in moments.items()}
         save_file(tensors, place / MOMENTS)
