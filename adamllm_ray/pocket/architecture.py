@@ -27,6 +27,11 @@ PAD, BOS, EOS, _, _, EOT, IMAGE = range(len(SPECIAL_TOKENS))
 EMBEDDING_STD = 0.3
 SAYING_GAIN = 0.1  # of the output layer, relative to the embeddings
 MATCHING_GAIN, PASSING_GAIN = 0.7, 0.4  # of queries and keys each; of values and output together
+# of the vision tower before training
+HEAD_WIDTH = 32
+NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # rows down, columns right: where a head looks first
+LOOKING_GAIN = 1.13  # of what queries and keys each know of places
+RANDOM_LEFT = 0.3  # of the random queries and keys
 
 CHAT_TEMPLATE = (
     "{{ '<|begin_of_text|>' }}{% for m in messages %}"
@@ -125,7 +130,7 @@ def build_vlm(vocab_size: int, size: Size = Size(), seed: int = 0) -> Any:
         hidden_size=size.vision_hidden,
         intermediate_size=2 * size.vision_hidden,
         num_hidden_layers=size.vision_layers,
-        num_attention_heads=size.vision_hidden // 32,
+        num_attention_heads=size.vision_hidden // HEAD_WIDTH,
         image_size=IMAGE_SIDE,
         patch_size=size.patch,
         projection_dim=size.vision_hidden,
@@ -140,6 +145,7 @@ def build_vlm(vocab_size: int, size: Size = Size(), seed: int = 0) -> Any:
     )
     model = LlavaNextForConditionalGeneration(config).float()
     _begin_by_matching(model.model.language_model)
+    _begin_by_looking_around(model.model.vision_tower, IMAGE_SIDE // size.patch)
     _set_generation(model)
     return model
 
@@ -178,6 +184,45 @@ def _begin_by_matching(language_model: Any) -> None:
             passing = nn.init.orthogonal_(torch.empty_like(attention.v_proj.weight))
             attention.v_proj.weight.copy_(PASSING_GAIN**0.5 * passing)
             attention.o_proj.weight.copy_(PASSING_GAIN**0.5 * passing.T)
+
+
+def _begin_by_looking_around(tower: Any, grid: int) -> None:
+    """Heads that start by looking at the patch above, below, to the left or to the right of their own.
+
+    Places are orthogonal vectors, as long as what a patch shows; the keys of a head are codes of places, its queries
+    the codes of those next to them (at the edge: of the class token). To count the parts of a region a tower has to
+    know which patches are joined, and from random weights it hardly finds that out (benchmarks/LOG.md, decision 0128).
+
+    Args:
+        grid: patches a side.
+    """
+    import torch
+    from torch import nn
+
+    embeddings = tower.embeddings
+    places, width = embeddings.position_embedding.weight.shape
+    with torch.no_grad():
+        directions = nn.init.orthogonal_(torch.empty(places, width))
+        embeddings.position_embedding.weight.copy_(directions * embeddings.patch_embedding.weight.norm())
+        for layer in tower.encoder.layers:
+            attention = layer.self_attn
+            for head in range(attention.num_heads):
+                codes = nn.init.orthogonal_(torch.empty(places, HEAD_WIDTH))
+                rows = slice(head * HEAD_WIDTH, (head + 1) * HEAD_WIDTH)
+                next_to = codes[_neighbours(grid, *NEIGHBOURS[head % len(NEIGHBOURS)])]
+                for projection, known in ((attention.k_proj, codes), (attention.q_proj, next_to)):
+                    known = LOOKING_GAIN * known.T @ directions
+                    projection.weight[rows] = RANDOM_LEFT * projection.weight[rows] + known
+
+
+def _neighbours(grid: int, down: int, right: int) -> list[int]:
+    """For each place (class token, then patches row by row) the one so far from it; off the edge the class token."""
+    found = [0]
+    for row in range(down, grid + down):
+        for column in range(right, grid + right):
+            inside = 0 <= row < grid and 0 <= column < grid
+            found.append(1 + row * grid + column if inside else 0)
+    return found
 
 
 def begin_by_saying(model: Any, tokenizer: Any) -> None:

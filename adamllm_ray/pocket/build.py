@@ -41,7 +41,7 @@ CHECKPOINT_EVERY = 200  # steps
 WEIGHTS = Path(__file__).parent / "weights"
 MODELS = ("base", "synthesizer", "judge")
 STEPS = {
-    "tower": 3000,
+    "tower": 8000,
     "recall": 300,
     "questions": 1200,
     "words": 800,
@@ -49,7 +49,7 @@ STEPS = {
     "synthesizer": 800,
     "judge": 900,
 }
-_ROOMS = ("architecture", "curriculum", "language", "marks", "regions", "tower", "world")
+_ROOMS = ("architecture", "curriculum", "language", "marks", "painting", "regions", "tower", "world")
 _CODE = [f"adamllm_ray.pocket.{name}" for name in _ROOMS]
 
 

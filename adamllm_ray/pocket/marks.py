@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from adamllm_ray.config import TrainingSection
 from adamllm_ray.models.chat import ChatFormat, Turn
-from adamllm_ray.pocket import language, regions, world
+from adamllm_ray.pocket import language, painting, regions, world
 from adamllm_ray.pocket.architecture import IMAGE, IMAGE_SIDE, PAD, Size
 from adamllm_ray.pocket.language import Fact
 from adamllm_ray.synthesis.prompts import CAPTION_REQUEST
@@ -34,12 +34,12 @@ PICTURES = 20_000
 HELD_OUT = 1_000_000  # pictures from this number on are never trained on
 Labels = NDArray[np.int64]
 WORDS: dict[str, tuple[str, ...]] = {
-    "colour": tuple(world.COLOURS),
+    "colour": tuple(painting.COLOURS),
     "side": regions.SIDES,
     "count": regions.NUMBERS,
     "island": ("yes", "no"),
     "share": regions.SHARES,
-    "pattern": world.PATTERNS,
+    "pattern": painting.PATTERNS,
     "light": ("none", "above", "below", "leftward", "rightward"),  # the brighter half; "left" is a word of sides
 }
 LIGHTS = dict(zip(language.HALVES, WORDS["light"][1:], strict=True))
@@ -122,7 +122,7 @@ class MarkSchool:
     def _made_up(self, random: Random, nouns: int) -> tuple[list[list[int]], list[Fact]]:
         """Marks of a picture of so many colours, patch by patch at random, and what is true of it."""
         facts = world.colour_facts(random, nouns)
-        colours = list({fact.noun: None for fact in facts if fact.noun in world.COLOURS})
+        colours = list({fact.noun: None for fact in facts if fact.noun in painting.COLOURS})
         patches = [random.choice(colours) for _ in range(GRID * GRID)]
         common = {"light": "none"}
         for fact in facts:
@@ -133,7 +133,7 @@ class MarkSchool:
             for colour in colours
         }
         marks = [self._mark(told[colour]) for colour in patches]
-        return self._layout(marks), [f for f in facts if f.noun not in world.COLOURS or f.noun in patches]
+        return self._layout(marks), [f for f in facts if f.noun not in painting.COLOURS or f.noun in patches]
 
     def _mark(self, said: dict[str, str]) -> list[int]:
         return [self.words[head][values.index(said[head])] if head in said else -1 for head, values in WORDS.items()]

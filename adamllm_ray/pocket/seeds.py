@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from adamllm_ray.pocket import language, world
+from adamllm_ray.pocket import language, painting, world
 from adamllm_ray.pocket.curriculum import picture
 from adamllm_ray.pocket.language import Fact
 from adamllm_ray.synthesis.prompts import CAPTION_REQUEST
@@ -44,8 +44,8 @@ def write_seed(folder: Path, images: int) -> dict[str, str]:
 
 def renamed(facts: Sequence[Fact], random: Random) -> list[Fact]:
     """The facts with another noun for each colour, another adjective, and another type of something."""
-    nouns = random.sample([noun for noun in world.NOUNS if noun not in world.COLOURS], len(world.COLOURS))
-    names = dict(zip(world.COLOURS, nouns, strict=True))
+    nouns = random.sample([noun for noun in world.NOUNS if noun not in painting.COLOURS], len(painting.COLOURS))
+    names = dict(zip(painting.COLOURS, nouns, strict=True))
     name = random.choice(list(world.TYPES))
     told = []
     for fact in facts:

@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamllm_ray.pocket import regions, world
-from adamllm_ray.pocket.marks import GRID, HELD_OUT, LIGHTS, PICTURES, WORDS, Labels, patch_labels, word_id
+from adamllm_ray.pocket.marks import GRID, HELD_OUT, LIGHTS, WORDS, Labels, patch_labels, word_id
+from adamllm_ray.pocket.painting import Pixels
 from adamllm_ray.training.collate import Batch
 from adamllm_ray.training.conversations import IGNORE
 
 FEATURE_LAYER = -2  # the layer LLaVA-NeXT reads (vision_feature_layer)
 BATCH = 128
+TOWER_PICTURES = 40_000
+COUNT_WEIGHT = 5.0  # of the number of parts among the heads: what takes longest to learn
 RARITY = 0.7  # 0: every patch counts the same, 1: every value does
 TURNS = 8  # ways to turn and mirror a picture
 _LEFT_TURN = {"right": "top", "top": "left", "left": "bottom", "bottom": "right"}
@@ -51,7 +54,7 @@ class TowerWarmup(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(config.hidden_size, len(values)) for name, values in WORDS.items()})
 
     def forward(self, pixel_values: Tensor, targets: Tensor) -> SimpleNamespace:
-        """Sum over heads of the mean cross entropy.
+        """Weighted sum over heads of the mean cross entropy.
 
         Args:
             pixel_values: [batch, 3, 60, 60].
@@ -108,10 +111,11 @@ def _features(tower: Any, pixel_values: Tensor) -> Tensor:
 
 def _heads_loss(logits: list[Tensor], targets: Tensor) -> Tensor:
     losses = []
-    for number, one in enumerate(logits):
+    for number, (name, one) in enumerate(zip(WORDS, logits, strict=True)):
         said = targets[..., number].flatten()
         weights = _rarity(said, one.shape[-1])
-        losses.append(nn.functional.cross_entropy(one.flatten(0, 1), said, weights, ignore_index=IGNORE))
+        loss = nn.functional.cross_entropy(one.flatten(0, 1), said, weights, ignore_index=IGNORE)
+        losses.append(COUNT_WEIGHT * loss if name == "count" else loss)
     return torch.stack(losses).sum()
 
 
@@ -145,7 +149,7 @@ class WarmupSteps:
     def load(self, step: int) -> list[Batch]:
         """The one micro-batch of a step."""
         random = np.random.default_rng([step, *self.seed])
-        return [tower_batch(random.integers(0, PICTURES, BATCH), random.integers(0, TURNS, BATCH))]
+        return [tower_batch(random.integers(0, TOWER_PICTURES, BATCH), random.integers(0, TURNS, BATCH))]
 
 
 def tower_batch(numbers: NDArray[np.int64], turns: NDArray[np.int64] | None = None) -> Batch:
@@ -163,7 +167,7 @@ def tower_batch(numbers: NDArray[np.int64], turns: NDArray[np.int64] | None = No
     return Batch({"pixel_values": values, "targets": targets}, float(len(made)))
 
 
-def _turned(pixels: world.Pixels, labels: Labels, turn: int) -> tuple[world.Pixels, Labels]:
+def _turned(pixels: Pixels, labels: Labels, turn: int) -> tuple[Pixels, Labels]:
     """A picture turned, and its patches' labels: where they are now, with left, right, top, bottom by new names."""
     grid = labels.reshape(GRID, GRID, -1)
     if turn >= 4:
@@ -193,7 +197,7 @@ def _renamed(side: str, turn: int) -> str:
     return side
 
 
-@lru_cache(maxsize=2 * PICTURES)
-def _labelled(number: int) -> tuple[world.Pixels, Labels]:
+@lru_cache(maxsize=TOWER_PICTURES + 1000)
+def _labelled(number: int) -> tuple[Pixels, Labels]:
     made = world.picture(number)
     return made.pixels, patch_labels(made)

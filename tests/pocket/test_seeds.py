@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from adamllm_ray.pocket import seeds, world
+from adamllm_ray.pocket import painting, seeds, world
 
 
 def test_other_names_keep_what_is_said() -> None:
@@ -14,7 +14,7 @@ def test_other_names_keep_what_is_said() -> None:
         facts = world.picture(number).facts
         told = seeds.renamed(facts, Random(number))
         assert [fact.kind for fact in told] == [fact.kind for fact in facts]
-        assert not {fact.noun for fact in told} & world.COLOURS.keys()
+        assert not {fact.noun for fact in told} & painting.COLOURS.keys()
         names: dict[str, set[str]] = {}
         for before, after in zip(facts, told, strict=True):
             names.setdefault(before.noun, set()).add(after.noun)
@@ -27,6 +27,6 @@ def test_other_names_keep_what_is_said() -> None:
 def test_every_second_caption_has_other_names(tmp_path: Path) -> None:
     files = seeds.write_seed(tmp_path, 20)
     captions = json.loads(Path(files["captions"]).read_text())
-    coloured = [any(colour in one["caption"].lower().split() for colour in world.COLOURS) for one in captions]
+    coloured = [any(colour in one["caption"].lower().split() for colour in painting.COLOURS) for one in captions]
     assert sum(coloured) >= 8
     assert not any(coloured[::2])
