@@ -36,7 +36,7 @@ TEST_LONGITUDES = ((-80.0, -55.0), (60.0, 95.0), (145.0, 180.0))  # degrees east
 VALIDATION_LONGITUDES = ((-125.0, -100.0), (100.0, 125.0))  # of the training regions: see `part_of`
 GAP_DEGREES = 0.5
 MAX_LATITUDE = 72.0
-STRIDE_PX = 20  # neighbouring chips overlap inside a split
+STRIDE_PX: dict[Split, int] = {"train": 10, "test": 20}  # neighbouring chips overlap inside a split
 ISLAND_MAX_LAND = 0.4  # with more land in view the answer is no, and mean colour gives it away
 RELIEF_CONTRAST = 5.0  # how many times stronger than in the shaded relief its shades are on a chip
 CLIMATES = ("tropical", "arid", "temperate", "cold", "polar")
@@ -49,8 +49,20 @@ class Chip:
 
     key: str
     split: Split
-    pixels: Pixels  # (60, 60, 3)
     facts: tuple[Fact, ...]
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Row and column of its upper left pixel in the picture."""
+        return int(self.key[1:5]), int(self.key[6:10])
+
+    @property
+    def pixels(self) -> Pixels:
+        """(60, 60, 3), cut out anew each time: most chips are only looked at for their facts."""
+        world = load_world()
+        row, column = self.corner
+        here = np.s_[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE]
+        return _lit(world.picture[here], world.shades[here], land_mask(row, column))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +137,7 @@ def split_of(west: float, east: float) -> Split | None:
 def part_of(chip: Chip) -> Literal["train", "validation"] | None:
     """Which part of the training regions a chip is in, for runs that hold one back; None on the border of the two."""
     width = load_world().picture.shape[1]
-    column = int(chip.key[6:10])
+    column = chip.corner[1]
     west, east = column / width * 360 - 180, (column + IMAGE_SIDE) / width * 360 - 180
     inside = _inside(west, east, VALIDATION_LONGITUDES)
     return None if inside is None else "validation" if inside else "train"
@@ -145,12 +157,22 @@ def cut(row: int, column: int, split: Split) -> Chip:
     """The chip whose upper left corner is at this pixel of the picture, with its facts."""
     world = load_world()
     height, width = world.picture.shape[:2]
-    here = np.s_[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE]
-    surface = _window(world.surface, row / height, column / width)
-    pixels = _lit(world.picture[here], world.shades[here], surface == 1)
-    lowness = world.lowness[here]
+    lowness = world.lowness[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE]
     climate = _window(world.climate, row / height, column / width)
-    return Chip(f"r{row:04d}c{column:04d}", split, pixels, tuple(facts_of(surface, lowness, climate)))
+    return Chip(f"r{row:04d}c{column:04d}", split, tuple(facts_of(_surface(row, column), lowness, climate)))
+
+
+def land_mask(row: int, column: int) -> regions.Mask:
+    """(60, 60): where there is land on the chip whose upper left corner is at this pixel."""
+    land: regions.Mask = _surface(row, column) == 1
+    return land
+
+
+def _surface(row: int, column: int) -> NDArray[np.generic]:
+    """(60, 60): 0 sea, 1 land, 2 lake."""
+    world = load_world()
+    height, width = world.picture.shape[:2]
+    return _window(world.surface, row / height, column / width)
 
 
 def _lit(pixels: Pixels, shades: Pixels, land: NDArray[np.bool_]) -> Pixels:
@@ -242,10 +264,11 @@ def all_chips(split: Split) -> tuple[Chip, ...]:
     """Every chip of a split with at least three facts, north to south."""
     height, width = load_world().picture.shape[:2]
     chips = []
-    for row in range(0, height - IMAGE_SIDE + 1, STRIDE_PX):
+    stride = STRIDE_PX[split]
+    for row in range(0, height - IMAGE_SIDE + 1, stride):
         if abs(90 - (row + IMAGE_SIDE / 2) / height * 180) > MAX_LATITUDE:
             continue
-        for column in range(0, width - IMAGE_SIDE + 1, STRIDE_PX):
+        for column in range(0, width - IMAGE_SIDE + 1, stride):
             west, east = column / width * 360 - 180, (column + IMAGE_SIDE) / width * 360 - 180
             if split_of(west, east) == split:
                 chip = cut(row, column, split)

@@ -21,11 +21,12 @@ from typing import Any
 
 from adamllm_ray.data.draws import uniform
 from adamllm_ray.pocket import language
-from adamllm_ray.pocket.chips import CLIMATES, STRIDE_PX, WATERS, Chip, all_chips, part_of
+from adamllm_ray.pocket.chips import CLIMATES, WATERS, Chip, all_chips, part_of
 from adamllm_ray.pocket.language import Fact
 
 DEFAULT_PAIRS = 1600
 QUESTIONS_PER_ANSWER = 64  # of each (question type, answer), as far as the test region has them
+COARSE_PX = 60  # between chips that are asked about first: they touch and do not overlap
 EASY = {"climate": 0.4, "land share": 0.4}  # types that mean colour nearly solves are asked less often
 ALSO_CLOSED = {"side", "count", "half"}  # kinds that are asked both openly and as yes/no
 NAMES = {
@@ -37,6 +38,7 @@ NAMES = {
     ("share", "land"): "land share",
     ("type", "climate"): "climate",
 }
+NOTICED = 4.0  # how much more often than by rarity alone a caption says of land that it is in several parts
 CAPTION_RARITY = 0.5  # 0: captions tell a chip's facts in any order, 1: seven times rarer leads seven times as often
 _SEED = 20261123
 FactName = tuple[str, str, str]  # kind, noun, value
@@ -126,7 +128,7 @@ def _told(chip: Chip, times: Mapping[FactName, int]) -> list[Fact]:
     """At most four facts of a chip, in the order in which its caption tells them: what is rare tends to come first."""
 
     def order(fact: Fact) -> float:
-        return _drawn(times[_name(fact)] ** -CAPTION_RARITY, "told", chip.key, fact.kind, fact.noun)
+        return _drawn(_rarity(fact, times) ** CAPTION_RARITY, "told", chip.key, fact.kind, fact.noun)
 
     return sorted(chip.facts, key=order, reverse=True)[:4]
 
@@ -135,9 +137,15 @@ def _varied(chips: tuple[Chip, ...], times: Mapping[FactName, int], number: int)
     """So many chips, those with rare facts preferred."""
 
     def order(chip: Chip) -> float:
-        return _drawn(max(1 / times[_name(fact)] for fact in chip.facts), "varied", chip.key)
+        return _drawn(max(_rarity(fact, times) for fact in chip.facts), "varied", chip.key)
 
     return sorted(chips, key=order, reverse=True)[:number]
+
+
+def _rarity(fact: Fact, times: Mapping[FactName, int]) -> float:
+    """How rare a fact is among all chips; several parts of land, which anybody would mention, count for rarer."""
+    noticed = NOTICED if fact.kind == "count" and fact.value != "one" else 1.0
+    return noticed / times[_name(fact)]
 
 
 def _drawn(weight: float, *what: str) -> float:
@@ -172,8 +180,7 @@ def _balanced(chips: Iterable[Chip], per_answer: int) -> list[DomainQuestion]:
 
 def _test_order(chip: Chip) -> tuple[bool, float]:
     """Chips of a coarse grid first, so that neighbours overlap as little as the numbers allow."""
-    row, column = int(chip.key[1:5]), int(chip.key[6:10])
-    fine = bool(row % (3 * STRIDE_PX) or column % (3 * STRIDE_PX))
+    fine = any(place % COARSE_PX for place in chip.corner)
     return fine, uniform(_SEED, "test", chip.key)
 
 

@@ -1,6 +1,7 @@
 """The satellite domain: regions apart, gold answers right, the same rows every time."""
 
 import itertools
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from adamllm_ray.config import load_config, parse_config
 from adamllm_ray.errors import ConfigError
 from adamllm_ray.evaluation import runner
 from adamllm_ray.evaluation.tasks import describe, load_questions
-from adamllm_ray.pocket import chips, curriculum, domain, language
+from adamllm_ray.pocket import chips, curriculum, domain, language, regions
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,6 +76,19 @@ def test_captions_tell_rare_facts_first(pairs):
     rare, common = places.values()
     assert len(rare) > 2
     assert sum(rare) / len(rare) < sum(common) / len(common)
+
+
+@pytest.mark.timeout(120)
+def test_captions_notice_that_land_is_in_parts():
+    """The test asks for one, two, three and four areas; among all chips four of five have one."""
+    told = Counter()
+    for pair in domain.training_pairs():
+        for value in regions.NUMBERS:
+            fact = language.count("land", value)
+            plain = language.sentence(fact, "plain")
+            told[value] += plain in pair.caption
+    assert min(told.values()) > 20
+    assert told["two"] + told["three"] + told["four"] > told["one"]
 
 
 def test_relief_lights_the_land_and_not_the_water():
