@@ -36,7 +36,7 @@ LUMINANCE = (0.299, 0.587, 0.114)  # of red, green, blue (ITU-R BT.601)
 TOLD_APART = 30.0  # the least difference between the luminances of two colours of a picture
 COAST_SHARE = 0.5  # of the pictures
 COAST_CELLS, SURFACE_CELLS = (2, 4, 8, 16), (5, 10, 20, 30)  # a side, coarse to fine
-PATTERN_DEPTH = 0.2  # how much darker a pattern is than what it is on
+PATTERN_DEPTH = 0.35  # how much darker a pattern is than what it is on
 ROUGH_SHARE, ROUGHEST = 0.5, 1 / 3  # of the regions; the greatest mean difference from plain
 _YY, _XX = np.mgrid[0:IMAGE_SIDE, 0:IMAGE_SIDE].astype(np.float32) / IMAGE_SIDE
 

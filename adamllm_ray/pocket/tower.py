@@ -27,7 +27,7 @@ from adamllm_ray.training.conversations import IGNORE
 FEATURE_LAYER = -2  # the layer LLaVA-NeXT reads (vision_feature_layer)
 BATCH = 128
 TOWER_PICTURES = 40_000
-COUNT_WEIGHT = 5.0  # of the number of parts among the heads: what takes longest to learn
+HEAD_WEIGHTS = {"count": 5.0, "pattern": 3.0}  # of what takes longest to learn; of other heads: 1
 RARITY = 0.7  # 0: every patch counts the same, 1: every value does
 TURNS = 8  # ways to turn and mirror a picture
 _LEFT_TURN = {"right": "top", "top": "left", "left": "bottom", "bottom": "right"}
@@ -115,7 +115,7 @@ def _heads_loss(logits: list[Tensor], targets: Tensor) -> Tensor:
         said = targets[..., number].flatten()
         weights = _rarity(said, one.shape[-1])
         loss = nn.functional.cross_entropy(one.flatten(0, 1), said, weights, ignore_index=IGNORE)
-        losses.append(COUNT_WEIGHT * loss if name == "count" else loss)
+        losses.append(HEAD_WEIGHTS.get(name, 1.0) * loss)
     return torch.stack(losses).sum()
 
 
