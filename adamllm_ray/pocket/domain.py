@@ -38,7 +38,7 @@ NAMES = {
     ("share", "land"): "land share",
     ("type", "climate"): "climate",
 }
-NOTICED = 4.0  # how much more often than by rarity alone a caption says of land that it is in several parts
+NOTICED = 4.0  # how many times rarer than it is a number of land areas counts for: anybody would mention it first
 CAPTION_RARITY = 0.5  # 0: captions tell a chip's facts in any order, 1: seven times rarer leads seven times as often
 _SEED = 20261123
 FactName = tuple[str, str, str]  # kind, noun, value
@@ -75,11 +75,10 @@ def training_pairs(limit: int | None = None, *, hold_back: bool = False) -> Iter
     chips = all_chips("train")
     if hold_back:
         chips = tuple(chip for chip in chips if part_of(chip) == "train")
-    times = Counter(_name(fact) for chip in chips for fact in chip.facts)
-    for chip in _varied(chips, times, limit or DEFAULT_PAIRS):
-        caption, _ = language.caption_in_order(
-            _told(chip, times), Random(f"{_SEED}-caption-{chip.key}"), language.VAGUE
-        )
+    everywhere = _times(chips)
+    here = _times(_varied(chips, everywhere, DEFAULT_PAIRS))  # whatever the limit: it changes no caption
+    for chip in _varied(chips, everywhere, limit or DEFAULT_PAIRS):
+        caption, _ = language.caption_in_order(_told(chip, here), Random(f"{_SEED}-caption-{chip.key}"), language.VAGUE)
         yield Pair(chip.key, png(chip), caption, {"facts": [[f.kind, f.noun, f.value] for f in chip.facts]})
 
 
@@ -142,10 +141,13 @@ def _varied(chips: tuple[Chip, ...], times: Mapping[FactName, int], number: int)
     return sorted(chips, key=order, reverse=True)[:number]
 
 
+def _times(chips: Iterable[Chip]) -> Counter[FactName]:
+    return Counter(_name(fact) for chip in chips for fact in chip.facts)
+
+
 def _rarity(fact: Fact, times: Mapping[FactName, int]) -> float:
-    """How rare a fact is among all chips; several parts of land, which anybody would mention, count for rarer."""
-    noticed = NOTICED if fact.kind == "count" and fact.value != "one" else 1.0
-    return noticed / times[_name(fact)]
+    """How rare a fact is among the chips that were counted; numbers of areas, which are noticed, count for rarer."""
+    return (NOTICED if fact.kind == "count" else 1.0) / max(1, times[_name(fact)])
 
 
 def _drawn(weight: float, *what: str) -> float:
