@@ -168,6 +168,15 @@ def land_mask(row: int, column: int) -> regions.Mask:
     return land
 
 
+def _near_land(row: int, column: int) -> bool:
+    """Whether a chip may show land at all: three of five do not, and then nothing but its climate could be said."""
+    world = load_world()
+    (high, wide), (fine_high, fine_wide) = world.picture.shape[:2], world.surface.shape
+    rows = slice(row * fine_high // high, -(-(row + IMAGE_SIDE) * fine_high // high))
+    columns = slice(column * fine_wide // wide, -(-(column + IMAGE_SIDE) * fine_wide // wide))
+    return bool((world.surface[rows, columns] == 1).any())
+
+
 def _surface(row: int, column: int) -> NDArray[np.generic]:
     """(60, 60): 0 sea, 1 land, 2 lake."""
     world = load_world()
@@ -270,7 +279,7 @@ def all_chips(split: Split) -> tuple[Chip, ...]:
             continue
         for column in range(0, width - IMAGE_SIDE + 1, stride):
             west, east = column / width * 360 - 180, (column + IMAGE_SIDE) / width * 360 - 180
-            if split_of(west, east) == split:
+            if split_of(west, east) == split and _near_land(row, column):
                 chip = cut(row, column, split)
                 if len(chip.facts) >= 3:
                     chips.append(chip)
