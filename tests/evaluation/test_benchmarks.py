@@ -64,7 +64,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     names = r".*language_model.*\.(q_proj|v_proj)"
-    lora = LoraConfig(r=4, lora_alpha=2, target_modules=names, init_lora_weights=False)
+    lora = LoraConfig(r=4, lora_alpha=4, target_modules=names, init_lora_weights=False)
     folder = tmp_path_factory.mktemp("lora")
     get_peft_model(load_vlm("pocket:base", "float32")[0], lora).save_pretrained(folder)
     return folder
