@@ -62,7 +62,13 @@ class Chip:
         world = load_world()
         row, column = self.corner
         here = np.s_[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE]
-        return _lit(world.picture[here], world.shades[here], land_mask(row, column))
+        return _lit(world.picture[here], world.shades[here], self.land)
+
+    @property
+    def land(self) -> regions.Mask:
+        """(60, 60): where there is land."""
+        mask: regions.Mask = _under(load_world().surface, *self.corner) == 1
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,16 +162,9 @@ def _inside(west: float, east: float, strips: Sequence[tuple[float, float]]) -> 
 def cut(row: int, column: int, split: Split) -> Chip:
     """The chip whose upper left corner is at this pixel of the picture, with its facts."""
     world = load_world()
-    height, width = world.picture.shape[:2]
     lowness = world.lowness[row : row + IMAGE_SIDE, column : column + IMAGE_SIDE]
-    climate = _window(world.climate, row / height, column / width)
-    return Chip(f"r{row:04d}c{column:04d}", split, tuple(facts_of(_surface(row, column), lowness, climate)))
-
-
-def land_mask(row: int, column: int) -> regions.Mask:
-    """(60, 60): where there is land on the chip whose upper left corner is at this pixel."""
-    land: regions.Mask = _surface(row, column) == 1
-    return land
+    surface, climate = _under(world.surface, row, column), _under(world.climate, row, column)
+    return Chip(f"r{row:04d}c{column:04d}", split, tuple(facts_of(surface, lowness, climate)))
 
 
 def _near_land(row: int, column: int) -> bool:
@@ -175,13 +174,6 @@ def _near_land(row: int, column: int) -> bool:
     rows = slice(row * fine_high // high, -(-(row + IMAGE_SIDE) * fine_high // high))
     columns = slice(column * fine_wide // wide, -(-(column + IMAGE_SIDE) * fine_wide // wide))
     return bool((world.surface[rows, columns] == 1).any())
-
-
-def _surface(row: int, column: int) -> NDArray[np.generic]:
-    """(60, 60): 0 sea, 1 land, 2 lake."""
-    world = load_world()
-    height, width = world.picture.shape[:2]
-    return _window(world.surface, row / height, column / width)
 
 
 def _lit(pixels: Pixels, shades: Pixels, land: NDArray[np.bool_]) -> Pixels:
@@ -200,9 +192,10 @@ def _lit(pixels: Pixels, shades: Pixels, land: NDArray[np.bool_]) -> Pixels:
     return lit
 
 
-def _window(raster: NDArray[np.generic], top: float, left: float) -> NDArray[np.generic]:
-    """The part of a global raster under a chip, resampled (nearest) to 60 x 60."""
+def _under(raster: NDArray[np.generic], row: int, column: int) -> NDArray[np.generic]:
+    """The part of a global raster under the chip with this corner, resampled (nearest) to 60 x 60."""
     height, width = raster.shape
+    top, left = row / 2700, column / 5400
     rows = ((top + (np.arange(IMAGE_SIDE) + 0.5) / 2700) * height).astype(int)
     columns = ((left + (np.arange(IMAGE_SIDE) + 0.5) / 5400) * width).astype(int)
     return raster[np.ix_(rows, columns)]

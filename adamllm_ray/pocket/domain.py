@@ -14,7 +14,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -75,10 +75,12 @@ def training_pairs(limit: int | None = None, *, hold_back: bool = False) -> Iter
     chips = all_chips("train")
     if hold_back:
         chips = tuple(chip for chip in chips if part_of(chip) == "train")
-    everywhere = _times(chips)
-    here = _times(_varied(chips, everywhere, DEFAULT_PAIRS))  # whatever the limit: it changes no caption
-    for chip in _varied(chips, everywhere, limit or DEFAULT_PAIRS):
-        caption, _ = language.caption_in_order(_told(chip, here), Random(f"{_SEED}-caption-{chip.key}"), language.VAGUE)
+    chosen = _varied(chips)
+    times = _times(chosen[:DEFAULT_PAIRS])  # whatever the limit: it changes no caption
+    for chip in chosen[: limit or DEFAULT_PAIRS]:
+        caption, _ = language.caption_in_order(
+            _told(chip, times), Random(f"{_SEED}-caption-{chip.key}"), language.VAGUE
+        )
         yield Pair(chip.key, png(chip), caption, {"facts": [[f.kind, f.noun, f.value] for f in chip.facts]})
 
 
@@ -132,13 +134,14 @@ def _told(chip: Chip, times: Mapping[FactName, int]) -> list[Fact]:
     return sorted(chip.facts, key=order, reverse=True)[:4]
 
 
-def _varied(chips: tuple[Chip, ...], times: Mapping[FactName, int], number: int) -> list[Chip]:
-    """So many chips, those with rare facts preferred."""
+def _varied(chips: Sequence[Chip]) -> list[Chip]:
+    """The chips in the order in which they are chosen: those with rare facts tend to come first."""
+    times = _times(chips)
 
     def order(chip: Chip) -> float:
         return _drawn(max(_rarity(fact, times) for fact in chip.facts), "varied", chip.key)
 
-    return sorted(chips, key=order, reverse=True)[:number]
+    return sorted(chips, key=order, reverse=True)
 
 
 def _times(chips: Iterable[Chip]) -> Counter[FactName]:

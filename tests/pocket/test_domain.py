@@ -22,7 +22,7 @@ def pairs():
 
 
 def _box(chip):
-    row, column = int(chip.key[1:5]), int(chip.key[6:10])
+    row, column = chip.corner
     return range(row, row + 60), range(column, column + 60)
 
 
@@ -66,17 +66,34 @@ def test_check_triplet_knows_right_from_wrong(pairs):
 
 @pytest.mark.timeout(120)
 def test_captions_tell_rare_facts_first():
-    """Of what a caption may say of the water, that it is a lake is told earlier than that it is the sea."""
-    places = {"lake": [], "sea": []}
+    """Of what one caption may say of the land, that it is an island is told before that it is in one part."""
+    places = {("island", "yes"): [], ("count", "one"): []}
     for pair in domain.training_pairs():
         for fact in domain.facts_from(pair.meta):
-            if fact.value in places:
+            if (fact.kind, fact.value) in places and fact.noun == "land":
                 said = [language.sentence(fact, "plain"), language.sentence(fact, "sure").split(",")[0].rstrip(".")]
                 found = [pair.caption.find(one) for one in said if one in pair.caption]
-                places[fact.value] += [min(found) / len(pair.caption)] if found else []
+                places[fact.kind, fact.value] += [min(found) / len(pair.caption)] if found else []
     rare, common = places.values()
     assert 20 < len(rare) < len(common)
     assert sum(rare) / len(rare) < sum(common) / len(common)
+
+
+@pytest.mark.timeout(120)
+def test_a_limit_changes_no_caption(pairs):
+    captions = {pair.key: pair.caption for pair in domain.training_pairs()}
+    assert len(captions) == domain.DEFAULT_PAIRS
+    assert all(captions[pair.key] == pair.caption for pair in pairs)
+    assert all(pair.caption == captions.get(pair.key, pair.caption) for pair in domain.training_pairs(2000))
+
+
+@pytest.mark.timeout(120)
+def test_what_is_not_cut_has_too_little_to_say():
+    random = np.random.default_rng(0)
+    corners = zip(random.integers(500, 2100, 400).tolist(), random.integers(0, 5340, 400).tolist(), strict=True)
+    dropped = [chips.cut(row, column, "train") for row, column in corners if not chips._near_land(row, column)]
+    assert len(dropped) > 100
+    assert not any(chip.land.any() or len(chip.facts) >= 3 for chip in dropped)
 
 
 @pytest.mark.timeout(120)

@@ -30,6 +30,15 @@ def test_rare_values_weigh_more_and_not_without_limit():
     assert weights[2] / weights[1] == (torch.tensor(100 / tower.RARE) ** tower.RARITY)  # said by none
 
 
+def test_counts_and_patterns_weigh_more():
+    """A head that knows nothing costs the logarithm of its values, however often each is said."""
+    targets = torch.stack([torch.arange(60) % len(values) for values in marks.WORDS.values()], -1)[None]
+    logits = [torch.zeros(1, 60, len(values)) for values in marks.WORDS.values()]
+    wanted = {name: tower.HEAD_WEIGHTS.get(name, 1.0) * np.log(len(values)) for name, values in marks.WORDS.items()}
+    assert tower.HEAD_WEIGHTS["count"] > tower.HEAD_WEIGHTS["pattern"] > 1
+    assert torch.isclose(tower._heads_loss(logits, targets), torch.tensor(sum(wanted.values())).float())
+
+
 def test_labels_turn_with_their_picture():
     """A picture drawn from a turned mask has the labels that turning gives."""
     for number in range(30):
