@@ -1,18 +1,22 @@
 """What a picture's true labels would teach: how much of a question type can be learnt here at all.
 
-    python -m benchmarks.label_ceiling [TYPE]        about four minutes on two cores; TYPE: "land areas"
+    python -m benchmarks.label_ceiling [TYPE] [--pairs N]       about four minutes on two cores; TYPE: "land areas"
 
-Two networks are trained on the true answers of every training chip, which the method never sees: the pocket base's
-vision tower with a linear head over its patches, and a small convolutional network from nothing. Both answer the
-benchmark's open questions of that type. Post-training learns the same from captions and tasks that tell it of a part
-of the chips, so it can hardly do better than the first; what the second finds is in the pictures.
+Two networks are trained on the true answers of training chips, which the method never sees: the pocket base's vision
+tower with a linear head over its patches, and a small convolutional network from nothing. Both answer the benchmark's
+open questions of that type, and its yes/no questions: yes where what they find most likely is what is asked about.
+Post-training learns the same from captions and tasks that tell it of a part of the chips, so it can hardly do better
+than the first; what the second finds is in the pictures. ``--pairs`` takes the chips of a run's first N pairs as they
+are, as a run has them, instead of every training chip turned and mirrored.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
-import sys
+import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,7 @@ from torch import Tensor, nn
 from adamllm_ray.evaluation.intervals import wilson_interval
 from adamllm_ray.models.checkpoint import load_vlm, resolve_model
 from adamllm_ray.pocket.chips import all_chips
-from adamllm_ray.pocket.domain import NAMES, benchmark_questions
+from adamllm_ray.pocket.domain import NAMES, DomainQuestion, benchmark_questions, training_pairs
 from adamllm_ray.pocket.tower import FEATURE_LAYER
 from benchmarks.measure import finish, say
 
@@ -36,42 +40,63 @@ Examples = tuple[NDArray[np.uint8], NDArray[np.int64]]  # pictures (n, 60, 60, 3
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "land areas"
-    values, train, test = examples(name)
-    turns = 1 if any(of == name and kind in TURNED for (kind, _), of in NAMES.items()) else 8
-    times = Counter(test[1].tolist())
-    metrics: dict[str, Any] = {"type": name, "training_chips": len(train[1]), "questions": len(test[1])}
-    metrics["most_common_answer"] = _interval(max(times.values()), len(test[1]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("type", nargs="?", default="land areas", choices=sorted(set(NAMES.values())))
+    parser.add_argument("--pairs", type=int, help="Of a run; every training chip, turned, if absent.")
+    options = parser.parse_args()
+    name: str = options.type
+    open_ones = [question for question in benchmark_questions() if question.type == name]
+    closed_ones = [question for question in benchmark_questions() if question.type == f"{name}, yes/no"]
+    values = open_ones[0].choices
+    train = _training_chips(name, values, options.pairs)
+    asked, answers = _pictures(open_ones), np.array([values.index(question.answer) for question in open_ones])
+    turned = options.pairs is None and not any(of == name and kind in TURNED for (kind, _), of in NAMES.items())
+    metrics: dict[str, Any] = {"type": name, "pairs": options.pairs, "training_chips": len(train[1])}
+    metrics |= {"questions": len(open_ones), "yes_no_questions": len(closed_ones)}
+    metrics["most_common_answer"] = _interval(max(Counter(answers.tolist()).values()), len(answers))
     for kind, make in (("tower", TowerHead), ("convolutional", _convolutional)):
         torch.manual_seed(0)
-        right = trained(make(len(values)), RATES[kind], train, len(values), test, turns=turns)
+        network = trained(make(len(values)), RATES[kind], train, len(values), turns=8 if turned else 1)
+        right = _most_likely(network, asked) == answers
         metrics[kind] = _interval(int(right.sum()), len(right))
         metrics[f"{kind}_by_answer"] = {
-            value: round(float(right[test[1] == number].mean()), 3) for number, value in enumerate(values)
+            value: round(float(right[answers == number].mean()), 3) for number, value in enumerate(values)
         }
-        say(f"{kind}: {metrics[kind]} {metrics[f'{kind}_by_answer']}")
+        if closed_ones:
+            right = _closed_right(network, closed_ones, values)
+            metrics[f"{kind}_yes_no"] = _interval(int(right.sum()), len(right))
+        say(f"{kind}: {metrics[kind]} {metrics[f'{kind}_by_answer']} yes/no {metrics.get(f'{kind}_yes_no')}")
     finish("label_ceiling", metrics)
 
 
-def examples(name: str) -> tuple[tuple[str, ...], Examples, Examples]:
-    """(values, training chips, test questions) of a question type."""
-    if name not in NAMES.values():
-        raise SystemExit(f"{name!r} is no question type; one of {', '.join(NAMES.values())}")
-    asked = [question for question in benchmark_questions() if question.type == name]
-    values = asked[0].choices
-    told = [(chip, f) for chip in all_chips("train") for f in chip.facts if NAMES[f.kind, f.noun] == name]
-    pictures = [np.asarray(Image.open(io.BytesIO(question.image_bytes)).convert("RGB")) for question in asked]
-    return (
-        values,
-        (np.stack([chip.pixels for chip, _ in told]), np.array([values.index(fact.value) for _, fact in told])),
-        (np.stack(pictures), np.array([values.index(question.answer) for question in asked])),
-    )
+def _training_chips(name: str, values: Sequence[str], pairs: int | None) -> Examples:
+    """The chips that have a fact of this question type: of the first so many pairs, or all."""
+    keys = None if pairs is None else {pair.key for pair in training_pairs(pairs)}
+    chips = [chip for chip in all_chips("train") if keys is None or chip.key in keys]
+    told = [(chip, fact) for chip in chips for fact in chip.facts if NAMES[fact.kind, fact.noun] == name]
+    return np.stack([chip.pixels for chip, _ in told]), np.array([values.index(fact.value) for _, fact in told])
 
 
-def trained(
-    network: nn.Module, rate: float, train: Examples, values: int, test: Examples, *, turns: int
-) -> NDArray[np.bool_]:
-    """Which test questions the network answers right after training.
+def _pictures(asked: Sequence[DomainQuestion]) -> NDArray[np.uint8]:
+    return np.stack([np.asarray(Image.open(io.BytesIO(question.image_bytes)).convert("RGB")) for question in asked])
+
+
+def _closed_right(network: nn.Module, asked: Sequence[DomainQuestion], values: Sequence[str]) -> NDArray[np.bool_]:
+    """Which yes/no questions are answered right by whether what is named is what the network finds most likely."""
+    named = [next(word for word in re.findall("[a-z]+", question.question) if word in values) for question in asked]
+    found = _most_likely(network, _pictures(asked)) == np.array([values.index(value) for value in named])
+    right: NDArray[np.bool_] = found == np.array([question.answer == "yes" for question in asked])
+    return right
+
+
+@torch.no_grad()
+def _most_likely(network: nn.Module, pictures: NDArray[np.uint8]) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = network(_inputs(pictures)).argmax(1).numpy()
+    return found
+
+
+def trained(network: nn.Module, rate: float, train: Examples, values: int, *, turns: int) -> nn.Module:
+    """The network, trained.
 
     Args:
         turns: of how many ways to turn and mirror the pictures one is drawn for each batch.
@@ -93,10 +118,7 @@ def trained(
         schedule.step()
         if step % 200 == 199:
             say(f"step {step + 1}: loss {loss.item():.3f}")
-    network.eval()
-    with torch.no_grad():
-        found: NDArray[np.bool_] = network(_inputs(test[0])).argmax(1).numpy() == test[1]
-    return found
+    return network.eval()
 
 
 class TowerHead(nn.Module):
