@@ -45,8 +45,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, help="Of a run; every training chip, turned, if absent.")
     options = parser.parse_args()
     name: str = options.type
-    open_ones = [question for question in benchmark_questions() if question.type == name]
-    closed_ones = [question for question in benchmark_questions() if question.type == f"{name}, yes/no"]
+    questions = list(benchmark_questions())
+    open_ones = [question for question in questions if question.type == name]
+    closed_ones = [question for question in questions if question.type == f"{name}, yes/no"]
     values = open_ones[0].choices
     train = _training_chips(name, values, options.pairs)
     asked, answers = _pictures(open_ones), np.array([values.index(question.answer) for question in open_ones])
