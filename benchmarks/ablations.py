@@ -1,6 +1,6 @@
 """The method's parts one by one, on the pocket domain: which of the paper's orderings hold at two million parameters.
 
-    python -m benchmarks.ablations [CONFIG]        five minutes a training on two cores (jobs/configs/ablations/pocket.yaml)
+    python -m benchmarks.ablations [CONFIG]     five minutes a training (jobs/configs/ablations/pocket.yaml)
 
 Runs `adamllm ablate` and prints, for every arm, the mean over types with its interval, the paired difference to the
 default, and how far the seeds lie apart. A difference whose interval holds 0 is none. Resumable, as `ablate` is.
